@@ -1,0 +1,290 @@
+"""The contracts: what a model, a task, a client, an aggregator, a pass and an algorithm are.
+
+Each is a NamedTuple of functions with explicit state in and explicit state out, as in optax. What a client does is written
+for **one** client; the executor (``fedjax_tx.simulation``) adds the lane axis by ``vmap`` and streams the cohort through it.
+
+How a round runs, pass by pass::
+
+    broadcast(server_state) ──► start ─ step ─ step … finish ──► encode ──► receive ──► reduce ──► decode ──► combine
+                                └── ClientTrainer, one client ──┘ └───────────── Aggregator ─────────────┘   Pass
+
+Two conventions hold everywhere:
+
+* **(value, weight)**. A loss or a metric is a pair: a mean and the weight it stands for. ``mask`` is True where an example is
+  real. The library masks and averages in one place: sum(mask * weight * value) / sum(mask * weight).
+* **Keys come from names**: the seed, the round, the client's id, the pass, the client's own step; never from where the
+  executor happened to put the client.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from fedjax_tx import check
+
+PyTree: TypeAlias = Any
+Batch: TypeAlias = Mapping[str, Array]
+Hyper: TypeAlias = Mapping[str, Any]
+Metrics: TypeAlias = Mapping[str, tuple[Array, Array]]
+
+
+class Model(NamedTuple):
+    """A network as two pure functions.
+
+    ``init(key) -> params`` draws the parameters, a plain dict of arrays.
+    ``apply(params, inputs, *, key=None) -> outputs`` runs it on a batch; ``key`` drives dropout, and ``key=None`` means
+    evaluation, without dropout.
+    """
+
+    init: Callable[[Key[Array, ""]], PyTree]
+    apply: Callable[..., PyTree]
+
+
+class Task(NamedTuple):
+    """What is learned: a model, a loss and the metrics that people read.
+
+    ``init(key) -> (trainable, frozen)``: what clients train and send, and what they only read.
+    ``apply(trainable, frozen, batch, key) -> outputs``: a dict of arrays such as ``logits``; ``key=None`` means evaluation.
+    ``loss(outputs, batch) -> (value[batch], weight[batch])``.
+    ``metrics(outputs, batch) -> {name: (value[batch], weight[batch])}``; the loss is always reported and need not be in it.
+    """
+
+    init: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
+    apply: Callable[[PyTree, PyTree, Batch, Key[Array, ""] | None], Mapping[str, Array]]
+    loss: Callable[[Mapping[str, Array], Batch], tuple[Float[Array, "batch"], Float[Array, "batch"]]]
+    metrics: Callable[[Mapping[str, Array], Batch], Metrics]
+
+
+class ClientInfo(NamedTuple):
+    """Facts of the schedule about one client of a cohort; the executor stacks them along the cohort.
+
+    id: index of the client in the data set. slot: its position in the cohort. num_examples: how many examples it holds.
+    num_steps: how many local steps it makes in this pass. version: age in server updates of the model that it starts from
+    (0 is the current one). covariates: what the cohort source says of it beside that (a dict of arrays, often empty).
+    key: its randomness in this round and pass.
+    """
+
+    id: Int[Array, ""]
+    slot: Int[Array, ""]
+    num_examples: Int[Array, ""]
+    num_steps: Int[Array, ""]
+    version: Int[Array, ""]
+    covariates: Mapping[str, Array]
+    key: Key[Array, ""]
+
+
+class ClientResult(NamedTuple):
+    """What one client hands over when its local work is done.
+
+    update: a dict of parts; the part ``delta`` is server - client, so that an optax optimiser at the server descends.
+    weight: the client's weight in averages, a scalar >= 0; 0 takes no part. state: its new state, of the old one's shape.
+    metrics: ``{name: (value, weight)}`` of scalars.
+    """
+
+    update: Mapping[str, PyTree]
+    weight: Float[Array, ""]
+    state: PyTree
+    metrics: Metrics
+
+
+class ClientTrainer(NamedTuple):
+    """The local work of one client; ``local`` is any pytree that it carries from step to step.
+
+    ``init_state(broadcast, key) -> state``: a client's state before its first round; ``()`` where it keeps none.
+    ``start(broadcast, info, state) -> local``: receives the broadcast.
+    ``step(broadcast, info, local, batch, mask, key) -> local``: one batch; rows where ``mask`` is False are padding. The
+    executor keeps ``local`` as it was where no row is real.
+    ``finish(broadcast, info, local) -> ClientResult``.
+
+    All passes of an algorithm share one client state: it is made by the first pass's trainer, and each pass reads and
+    returns it (a pass that has nothing to keep hands back what it got at ``start``).
+    """
+
+    init_state: Callable[[PyTree, Key[Array, ""]], PyTree]
+    start: Callable[[PyTree, ClientInfo, PyTree], PyTree]
+    step: Callable[[PyTree, ClientInfo, PyTree, Batch, Bool[Array, "batch"], Key[Array, ""]], PyTree]
+    finish: Callable[[PyTree, ClientInfo, PyTree], ClientResult]
+
+
+class Linear(NamedTuple):
+    """Reduction by addition: summands stream into one accumulator, in float32 (integers keep their type and wrap around)."""
+
+
+class Stacked(NamedTuple):
+    """Reduction that must see every client's summand: rows are kept side by side, in the order of the cohort."""
+
+
+class Rows(NamedTuple):
+    """What a ``Stacked`` reduction hands to ``decode``: summands with a leading cohort axis, weights, and which rows are real."""
+
+    summands: PyTree
+    weights: Float[Array, "client"]
+    valid: Bool[Array, "client"]
+
+
+class Totals(NamedTuple):
+    """Sums over the clients of a pass.
+
+    weight: of the weights that ``encode`` returned. clients: how many had a positive weight. invited: how many were in
+    the cohort. population: how many clients the training data has.
+    """
+
+    weight: Float[Array, ""]
+    clients: Int[Array, ""]
+    invited: Int[Array, ""]
+    population: Int[Array, ""]
+
+
+class Aggregator(NamedTuple):
+    """How updates become one.
+
+    ``init(update) -> state`` and ``init_client(update) -> client_state`` see the shapes and dtypes of one update.
+    ``encode(update, weight, shared, client_state, client_key, round_key) -> (message, weight, client_state)`` runs at the
+    client; ``shared`` is the aggregator's state at the start of the round.
+    ``receive(message, shared) -> summand`` runs at the server once per message; the identity behind a secure sum.
+    ``reduce`` is ``Linear()`` or ``Stacked()``.
+    ``decode(reduced, totals, state, key) -> (aggregate, state, info)``: ``reduced`` is the sum, or ``Rows``; the aggregate
+    has the structure of an update.
+    ``releases_empty``: whether a round of total weight 0 still yields an aggregate (noise over a fixed denominator does);
+    elsewhere the server keeps its state in such a round.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    init_client: Callable[[PyTree], PyTree]
+    encode: Callable[
+        [PyTree, Float[Array, ""], PyTree, PyTree, Key[Array, ""], Key[Array, ""]],
+        tuple[PyTree, Float[Array, ""], PyTree],
+    ]
+    receive: Callable[[PyTree, PyTree], PyTree]
+    reduce: Linear | Stacked
+    decode: Callable[[PyTree, Totals, PyTree, Key[Array, ""]], tuple[PyTree, PyTree, Mapping[str, Array]]]
+    releases_empty: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class LocalWork:
+    """How much a client trains in a pass.
+
+    Args:
+      batch_size: examples a step; the last batch of an epoch may be short.
+      epochs: passes over the client's data, or
+      steps: batches (the data is gone through as often as that takes). Exactly one of the two is given: an int for all
+        clients, or an integer array with one entry for each client of the data set. By default one epoch.
+      shuffle: a new order each epoch, derived from the seed, the round and the client; or the stored order.
+
+    Example:
+      >>> LocalWork(batch_size=8, steps=10, shuffle=False).epochs is None
+      True
+    """
+
+    batch_size: int
+    epochs: int | np.ndarray | None = None
+    steps: int | np.ndarray | None = None
+    shuffle: bool = True
+
+    def __post_init__(self):
+        check.integer("batch_size", self.batch_size, low=1)
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"expected epochs or steps, not both, got epochs={self.epochs!r} and steps={self.steps!r}")
+        if self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 1)
+        for name in ("epochs", "steps"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, check.counts(name, value))
+        check.boolean("shuffle", self.shuffle)
+
+
+class Pass(NamedTuple):
+    """One sweep over the cohort: what clients do, how it is aggregated, what they are sent, and what the server makes of it.
+
+    ``broadcast(server_state) -> broadcast``. ``combine(server_state, aggregate, key) -> (server_state, info)``.
+    ``work`` overrides the experiment's local work in this pass.
+    """
+
+    trainer: ClientTrainer
+    aggregator: Aggregator
+    broadcast: Callable[["ServerState"], PyTree]
+    combine: Callable[["ServerState", PyTree, Key[Array, ""]], tuple["ServerState", Mapping[str, Array]]]
+    work: LocalWork | None = None
+
+
+class ServerState(NamedTuple):
+    """What the server keeps between rounds.
+
+    params: the trainable parameters. frozen: what clients only read. optimizer: the server optimiser's state. extra: what
+    else a method keeps (a control variate, a ring of past parameters).
+    """
+
+    params: PyTree
+    frozen: PyTree = ()
+    optimizer: PyTree = ()
+    extra: PyTree = ()
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A federated method: ``init(key, init_params) -> ServerState``, the passes of a round in order, and how it is evaluated.
+
+    ``init_params`` is None, or what ``result.params`` gave. ``evaluation`` is the pass that scores a client's own data with
+    what the method would use there; its ``combine`` is never called.
+    """
+
+    init: Callable[[Key[Array, ""], PyTree | None], ServerState]
+    passes: tuple[Pass, ...]
+    evaluation: Pass
+
+
+class Cohort(NamedTuple):
+    """The clients of one round: their indices, and where it matters the age of the model that each starts from and covariates."""
+
+    ids: np.ndarray
+    version: np.ndarray | None = None
+    covariates: Mapping[str, np.ndarray] = {}
+
+
+class CohortSource(NamedTuple):
+    """Who takes part in a round; runs on the host.
+
+    ``init(num_clients) -> state``, a pytree of NumPy arrays (it is saved with the run).
+    ``select(state, generator, last_client_metrics) -> (cohort, state)``: a ``Cohort``, or just the indices; ``generator`` is
+    a NumPy generator named by seed and round; ``last_client_metrics`` is None unless ``reads_metrics``.
+    ``max_clients(num_clients)``: the most clients a round can have; the compiled program's capacity.
+    """
+
+    init: Callable[[int], PyTree]
+    select: Callable[[PyTree, np.random.Generator, Any], tuple[Any, PyTree]]
+    max_clients: Callable[[int], int]
+    reads_metrics: bool = False
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How an experiment runs; never what it computes.
+
+    Args:
+      num_lanes: clients trained side by side (at most the cohort's size is used), or ``"auto"``: memory analysis caps it and
+        a short timed probe chooses.
+      rounds_per_call: rounds in one call of the compiled program, or ``"auto"``.
+
+    Example:
+      >>> Execution(num_lanes=4).rounds_per_call
+      'auto'
+    """
+
+    num_lanes: int | Literal["auto"] = "auto"
+    rounds_per_call: int | Literal["auto"] = "auto"
+
+    def __post_init__(self):
+        for name in ("num_lanes", "rounds_per_call"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                if value != "auto":
+                    check.fail_value(name, "to be an integer >= 1 or 'auto'", value)
+            else:
+                check.integer(name, value, low=1)
+
+
+MakeAlgorithm: TypeAlias = Callable[[Hyper], FederatedAlgorithm] | FederatedAlgorithm
