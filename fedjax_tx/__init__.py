@@ -1,0 +1,60 @@
+"""Federated learning of Transformers in JAX: all local updates of a round in one compiled program.
+
+>>> import fedjax_tx as ftx
+>>> sorted(name for name in ("data", "models", "tasks", "algorithms", "aggregation") if hasattr(ftx, name))
+['aggregation', 'algorithms', 'data', 'models', 'tasks']
+"""
+
+from fedjax_tx import aggregation, algorithms, clients, data, models, report, tasks
+from fedjax_tx.simulation import Experiment, make_evaluation, make_round
+from fedjax_tx.training import EarlyStop, RunResult, run
+from fedjax_tx.types import (
+    Aggregator,
+    ClientInfo,
+    ClientResult,
+    ClientTrainer,
+    Cohort,
+    CohortSource,
+    Execution,
+    FederatedAlgorithm,
+    Linear,
+    Model,
+    Pass,
+    Rows,
+    ServerState,
+    Stacked,
+    Task,
+    Totals,
+)
+
+__all__ = [
+    "Aggregator",
+    "ClientInfo",
+    "ClientResult",
+    "ClientTrainer",
+    "Cohort",
+    "CohortSource",
+    "EarlyStop",
+    "Execution",
+    "Experiment",
+    "FederatedAlgorithm",
+    "Linear",
+    "Model",
+    "Pass",
+    "Rows",
+    "RunResult",
+    "ServerState",
+    "Stacked",
+    "Task",
+    "Totals",
+    "aggregation",
+    "algorithms",
+    "clients",
+    "data",
+    "make_evaluation",
+    "make_round",
+    "models",
+    "report",
+    "run",
+    "tasks",
+]

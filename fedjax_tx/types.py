@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -58,13 +60,28 @@ class Task(NamedTuple):
     metrics: Callable[[Mapping[str, Array], Batch], Metrics]
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class BatchShapes:
+    """Shapes and dtypes of a batch's columns, known when a program is traced; not an array, so ``vmap`` leaves it alone.
+
+    ``columns`` is a tuple of (name, shape with the batch axis, dtype name).
+    """
+
+    columns: tuple[tuple[str, tuple[int, ...], str], ...]
+
+    def zeros(self) -> dict[str, Array]:
+        """Returns a batch of zeros: what ``start`` evaluates by ``jax.eval_shape`` to learn the shapes of a task's outputs."""
+        return {name: jnp.zeros(shape, dtype) for name, shape, dtype in self.columns}
+
+
 class ClientInfo(NamedTuple):
     """Facts of the schedule about one client of a cohort; the executor stacks them along the cohort.
 
     id: index of the client in the data set. slot: its position in the cohort. num_examples: how many examples it holds.
     num_steps: how many local steps it makes in this pass. version: age in server updates of the model that it starts from
     (0 is the current one). covariates: what the cohort source says of it beside that (a dict of arrays, often empty).
-    key: its randomness in this round and pass.
+    key: its randomness in this round and pass. batch: the shapes of its batches.
     """
 
     id: Int[Array, ""]
@@ -74,6 +91,7 @@ class ClientInfo(NamedTuple):
     version: Int[Array, ""]
     covariates: Mapping[str, Array]
     key: Key[Array, ""]
+    batch: BatchShapes
 
 
 class ClientResult(NamedTuple):
@@ -252,11 +270,13 @@ class CohortSource(NamedTuple):
     ``select(state, generator, last_client_metrics) -> (cohort, state)``: a ``Cohort``, or just the indices; ``generator`` is
     a NumPy generator named by seed and round; ``last_client_metrics`` is None unless ``reads_metrics``.
     ``max_clients(num_clients)``: the most clients a round can have; the compiled program's capacity.
+    ``description``: the source in words; a run is only resumed with the same.
     """
 
     init: Callable[[int], PyTree]
     select: Callable[[PyTree, np.random.Generator, Any], tuple[Any, PyTree]]
     max_clients: Callable[[int], int]
+    description: str
     reads_metrics: bool = False
 
 

@@ -1,0 +1,6 @@
+"""Networks as two pure functions: ``Model(init, apply)``. Flax NNX stays inside this package."""
+
+from fedjax_tx.models.attention import SelfAttention
+from fedjax_tx.models.decoder import decoder
+
+__all__ = ["SelfAttention", "decoder"]

@@ -1,0 +1,81 @@
+"""Run an aggregator on a stack of updates that is already there: no lanes, no round."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tx import check, prng, tree
+from fedjax_tx.types import Aggregator, Linear, PyTree, Rows, Totals
+
+
+def aggregate(
+    aggregator: Aggregator, stacked_updates: PyTree, weights, state: PyTree = None, key=None
+) -> tuple[PyTree, PyTree, dict]:
+    """Aggregates updates stacked along a leading client axis.
+
+    Args:
+      aggregator: any aggregator, such as ``ftx.aggregation.mean()``.
+      stacked_updates: a pytree; every leaf is [client, ...].
+      weights: [client], each >= 0.
+      state: the aggregator's state from the call before; None starts anew.
+      key: a JAX key for aggregators that draw random numbers; None stands for ``jax.random.key(0)``.
+
+    Returns: (update, state, info). Client states of encoders start anew in each call.
+
+    Errors: ``ValueError`` if a leaf or ``weights`` has another number of clients, or a weight is negative or not finite.
+
+    Example:
+      >>> from fedjax_tx.aggregation import mean
+      >>> update, state, info = aggregate(mean(), {"w": jnp.array([[1.0], [3.0]])}, [1.0, 1.0])
+      >>> update["w"].tolist()
+      [2.0]
+    """
+    check.instance("aggregator", aggregator, Aggregator, "an Aggregator")
+    weights = _checked_weights(weights)
+    leaves = jax.tree_util.tree_leaves_with_path(stacked_updates)
+    for path, leaf in leaves:
+        if np.ndim(leaf) < 1 or np.shape(leaf)[0] != weights.shape[0]:
+            where = f"stacked_updates{jax.tree_util.keystr(path)}"
+            check.fail_value(where, f"to have a leading axis of {weights.shape[0]} clients", np.shape(leaf))
+    if key is not None and not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        check.fail_type("key", "a JAX key made by jax.random.key", key)
+    key = jax.random.key(0) if key is None else key
+    stacked_updates = jax.tree.map(jnp.asarray, stacked_updates)
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stacked_updates)
+    state = aggregator.init(template) if state is None else state
+    return _aggregate(aggregator, stacked_updates, weights, state, key)
+
+
+def _aggregate(aggregator, stacked_updates, weights, state, key):
+    template = tree.take(stacked_updates, 0)
+    round_key, decode_key = prng.fold(key, "round"), prng.fold(key, "decode")
+    client_keys = jax.vmap(lambda client: prng.fold(key, "client", client))(jnp.arange(weights.shape[0]))
+
+    def client(update, weight, client_key):
+        client_state = aggregator.init_client(template)
+        message, weight, _ = aggregator.encode(update, weight, state, client_state, client_key, round_key)
+        return aggregator.receive(message, state), weight
+
+    summands, weights = jax.vmap(client)(stacked_updates, weights, client_keys)
+    valid = weights > 0
+    count = jnp.int32(weights.shape[0])
+    totals = Totals(weights.sum(), valid.sum(), count, count)
+    if isinstance(aggregator.reduce, Linear):
+        reduced = jax.tree.map(lambda leaf: leaf.astype(tree.sum_dtype(leaf.dtype)).sum(0, dtype=None), summands)
+    else:
+        reduced = Rows(summands, weights, valid)
+    update, state, info = aggregator.decode(reduced, totals, state, decode_key)
+    update = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), update, template)
+    return update, state, dict(info)
+
+
+def _checked_weights(weights):
+    array = np.asarray(weights)
+    if array.dtype.kind not in "fiub":
+        check.fail_type("weights", "an array of numbers, one for each client", weights)
+    if array.ndim != 1 or array.size == 0:
+        check.fail_value("weights", "to have shape [client] with at least one client", array.shape)
+    if not np.isfinite(array).all() or (array < 0).any():
+        bad = array[~np.isfinite(array) | (array < 0)][0]
+        check.fail_value("weights", "to be finite and >= 0", float(bad))
+    return jnp.asarray(array, jnp.float32)

@@ -1,0 +1,58 @@
+"""What servers share: the state made from a task, the broadcast of its parameters, and steps of an optax optimiser."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from fedjax_tx import check
+from fedjax_tx.clients import ModelBroadcast
+from fedjax_tx.types import PyTree, ServerState, Task
+
+
+def init_server(task: Task, optimizer: optax.GradientTransformation) -> Callable[..., ServerState]:
+    """Returns ``init(key, init_params) -> ServerState``.
+
+    ``init_params`` is None (draw them from the task), the trainable tree where the task freezes nothing, or the pair
+    (trainable, frozen) where it does; it must match the task's shapes and dtypes.
+    """
+
+    def init(key, init_params=None):
+        trainable, frozen = task.init(key)
+        if init_params is not None:
+            given = (init_params, frozen) if not jax.tree.leaves(frozen) else init_params
+            check.same_tree("init_params", given, (trainable, frozen))
+            trainable, frozen = given
+        return ServerState(trainable, frozen, optimizer.init(trainable))
+
+    return init
+
+
+def broadcast_model(state: ServerState) -> ModelBroadcast:
+    """Returns what clients of a plain method receive: the parameters, trainable and frozen."""
+    return ModelBroadcast(state.params, state.frozen)
+
+
+def optax_server(optimizer: optax.GradientTransformation) -> Callable[..., tuple[ServerState, dict]]:
+    """Returns ``combine``: one step of any optax optimiser that takes the aggregate's ``delta`` for the gradient.
+
+    delta is server - client, so ``optax.sgd(1.0)`` moves to the clients' average (FedAvg), ``optax.sgd(1.0, momentum=0.9)`` is
+    FedAvgM (arXiv 1909.06335) and the adaptive optimisers are those of FedOpt (arXiv 2003.00295).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> state = ServerState({"w": jnp.array(1.0)}, (), optax.sgd(1.0).init({"w": jnp.array(1.0)}))
+      >>> state, info = optax_server(optax.sgd(1.0))(state, {"delta": {"w": jnp.array(0.25)}}, None)
+      >>> float(state.params["w"])
+      0.75
+    """
+    check.instance("optimizer", optimizer, optax.GradientTransformation, "an optax optimiser")
+
+    def combine(state: ServerState, aggregate: PyTree, key) -> tuple[ServerState, dict]:
+        delta = aggregate["delta"]
+        updates, optimizer_state = optimizer.update(delta, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        info = {"update_norm": optax.global_norm(delta)}
+        return state._replace(params=params, optimizer=optimizer_state), info
+
+    return combine

@@ -1,0 +1,82 @@
+"""Shared local loops: train with any optax optimiser, and evaluate."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from fedjax_tx import tree
+from fedjax_tx.clients.objective import add_metrics, batch_loss, batch_metrics, no_metrics
+from fedjax_tx.types import ClientResult, ClientTrainer, Metrics, PyTree, Task
+
+
+class ModelBroadcast(NamedTuple):
+    """What a server sends where clients need its parameters only."""
+
+    params: PyTree
+    frozen: PyTree
+
+
+class _Training(NamedTuple):
+    params: PyTree
+    optimizer: PyTree
+    metrics: Metrics
+    state: PyTree
+
+
+def local_sgd(task: Task, optimizer: optax.GradientTransformation) -> ClientTrainer:
+    """A client that makes optax steps on its own batches from the server's parameters.
+
+    The update is ``{"delta": server - client}``, its weight the client's number of examples (0 for a client that made no step).
+    Metric: ``loss``, the mean of the training losses seen on the way.
+
+    Args:
+      task: what is learned. optimizer: any optax optimiser; its state starts anew for each client and round.
+    """
+
+    def start(broadcast, info, state):
+        params = broadcast.params
+        return _Training(params, optimizer.init(params), no_metrics({"loss": None}), state)
+
+    def step(broadcast, info, local, batch, mask, key):
+        def loss(params):
+            return batch_loss(task, params, broadcast.frozen, batch, mask, key)
+
+        (value, weight), gradient = jax.value_and_grad(loss, has_aux=True)(local.params)
+        updates, optimizer_state = optimizer.update(gradient, local.optimizer, local.params)
+        metrics = add_metrics(local.metrics, {"loss": (value, weight)})
+        return _Training(optax.apply_updates(local.params, updates), optimizer_state, metrics, local.state)
+
+    def finish(broadcast, info, local):
+        delta = tree.subtract(broadcast.params, local.params)
+        return ClientResult({"delta": delta}, client_weight(info), local.state, local.metrics)
+
+    return ClientTrainer(lambda broadcast, key: (), start, step, finish)
+
+
+def client_weight(info) -> Float[Array, ""]:
+    """Returns the usual weight of a client: its number of examples, 0 if it made no step."""
+    return jnp.where(info.num_steps > 0, info.num_examples, 0).astype(jnp.float32)
+
+
+def local_evaluation(task: Task) -> ClientTrainer:
+    """A client that scores the server's parameters on its own examples: the task's metrics and its loss; no update."""
+
+    def start(broadcast, info, state):
+        batch = info.batch.zeros()
+        mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        names = jax.eval_shape(partial(batch_metrics, task), broadcast.params, broadcast.frozen, batch, mask)
+        return no_metrics(names), state
+
+    def step(broadcast, info, local, batch, mask, key):
+        metrics, state = local
+        return add_metrics(metrics, batch_metrics(task, broadcast.params, broadcast.frozen, batch, mask)), state
+
+    def finish(broadcast, info, local):
+        metrics, state = local
+        return ClientResult({}, client_weight(info), state, metrics)
+
+    return ClientTrainer(lambda broadcast, key: (), start, step, finish)

@@ -1,0 +1,57 @@
+"""The one place where losses and metrics are masked and averaged."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from fedjax_tx.types import Batch, Metrics, PyTree, Task
+
+
+def masked_mean(
+    value: Float[Array, "batch"], weight: Float[Array, "batch"], mask: Bool[Array, "batch"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns (mean, total weight) in float32: sum(mask * weight * value) / sum(mask * weight); (0, 0) where no row counts.
+
+    Example:
+      >>> mean, total = masked_mean(jnp.array([1.0, 3.0, 9.0]), jnp.ones(3), jnp.array([True, True, False]))
+      >>> float(mean), float(total)
+      (2.0, 2.0)
+    """
+    weight = jnp.where(mask, weight, 0).astype(jnp.float32)
+    total = weight.sum()
+    weighted = jnp.where(weight > 0, weight * value.astype(jnp.float32), 0)
+    return weighted.sum() / jnp.where(total > 0, total, 1), total
+
+
+def batch_loss(
+    task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, "batch"], key: Key[Array, ""] | None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns (mean loss, total weight) of a batch; differentiate it with ``jax.value_and_grad(..., has_aux=True)``."""
+    outputs = task.apply(trainable, frozen, batch, key)
+    return masked_mean(*task.loss(outputs, batch), mask)
+
+
+def batch_metrics(
+    task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, "batch"]
+) -> Metrics:
+    """Returns ``{"loss": (mean, weight), ...}`` of a batch in evaluation mode: the task's metrics and its loss."""
+    outputs = task.apply(trainable, frozen, batch, None)
+    values = {**task.metrics(outputs, batch), "loss": task.loss(outputs, batch)}
+    return {name: masked_mean(value, weight, mask) for name, (value, weight) in values.items()}
+
+
+def add_metrics(left: Metrics, right: Metrics) -> Metrics:
+    """Returns the metrics of two sets of examples taken together: weights add, values average by weight."""
+
+    def together(name: str) -> tuple[Array, Array]:
+        (value, weight), (other, more) = left[name], right[name]
+        total = weight + more
+        return value + (other - value) * more / jnp.where(total > 0, total, 1), total
+
+    return {name: together(name) for name in left}
+
+
+def no_metrics(names: Mapping[str, object]) -> Metrics:
+    """Returns metrics of no example, by name: what ``add_metrics`` starts from."""
+    return {name: (jnp.zeros(()), jnp.zeros(())) for name in names}

@@ -1,0 +1,107 @@
+"""Cohort sources: who takes part in each round."""
+
+import zlib
+
+import numpy as np
+
+from fedjax_tx import check
+from fedjax_tx.types import Cohort, CohortSource
+
+
+def uniform_cohorts(clients_per_round: int) -> CohortSource:
+    """Draws ``clients_per_round`` clients uniformly without replacement, anew each round.
+
+    Errors: ``ValueError`` when a run starts with fewer clients than that.
+
+    Example:
+      >>> source = uniform_cohorts(2)
+      >>> ids, state = source.select(source.init(3), np.random.default_rng(0), None)
+      >>> ids.size
+      2
+    """
+    check.integer("clients_per_round", clients_per_round, low=1)
+
+    def init(num_clients):
+        if clients_per_round > num_clients:
+            check.fail_value("clients_per_round", f"<= {num_clients}, the number of clients", clients_per_round)
+        return np.int64(num_clients)
+
+    def select(state, generator, last_client_metrics):
+        return generator.choice(int(state), clients_per_round, replace=False), state
+
+    return CohortSource(
+        init, select, lambda num_clients: clients_per_round, f"uniform_cohorts(clients_per_round={clients_per_round})"
+    )
+
+
+def all_clients() -> CohortSource:
+    """Takes every client in every round.
+
+    Example:
+      >>> all_clients().max_clients(7)
+      7
+    """
+
+    def select(state, generator, last_client_metrics):
+        return np.arange(int(state)), state
+
+    return CohortSource(
+        lambda num_clients: np.int64(num_clients), select, lambda num_clients: num_clients, "all_clients()"
+    )
+
+
+def fixed_cohorts(ids: np.ndarray | list) -> CohortSource:
+    """Takes the clients listed for each round: ``ids[round, client]`` (or a list of lists of differing lengths).
+
+    Entries are client indices. After the last row it starts again with the first.
+
+    Errors: ``TypeError`` for entries that aren't integers, ``ValueError`` for no row, or for an index out of range when the
+    run starts.
+
+    Example:
+      >>> fixed_cohorts([[0, 1], [2]]).max_clients(3)
+      2
+    """
+    if not isinstance(ids, (np.ndarray, list, tuple)):
+        check.fail_type("ids", "an integer array [round, client] or a list of lists of client indices", ids)
+    rows = [_indices(f"ids[{number}]", row) for number, row in enumerate(ids)]
+    if not rows:
+        check.fail_value("ids", "to have at least one round", ids)
+
+    def init(num_clients):
+        for number, row in enumerate(rows):
+            if row.size and not 0 <= row.min() <= row.max() < num_clients:
+                check.fail_value(f"ids[{number}]", f"to hold client indices in 0..{num_clients - 1}", row.tolist())
+        return np.int64(0)
+
+    def select(state, generator, last_client_metrics):
+        return rows[int(state) % len(rows)], state + 1
+
+    checksum = zlib.crc32(np.concatenate([np.append(row, -1) for row in rows]).tobytes())
+    description = f"fixed_cohorts({len(rows)} rounds, checksum {checksum:08x})"
+    return CohortSource(init, select, lambda num_clients: max(row.size for row in rows), description)
+
+
+def as_cohort(selected: Cohort | np.ndarray, num_clients: int, max_clients: int) -> Cohort:
+    """Returns what a source selected as a checked ``Cohort`` with all fields filled in."""
+    cohort = selected if isinstance(selected, Cohort) else Cohort(selected)
+    ids = _indices("the cohort's ids", cohort.ids)
+    if ids.size > max_clients:
+        check.fail_value("the cohort's size", f"<= {max_clients}, its source's max_clients", ids.size)
+    if ids.size and not 0 <= ids.min() <= ids.max() < num_clients:
+        check.fail_value("the cohort's ids", f"in 0..{num_clients - 1}", ids.tolist())
+    version = np.zeros(ids.size, np.int32) if cohort.version is None else _indices("the cohort's version", cohort.version)
+    covariates = {name: np.asarray(value) for name, value in cohort.covariates.items()}
+    for name, value in {"version": version, **covariates}.items():
+        if value.shape[:1] != ids.shape:
+            check.fail_value(f"the cohort's {name}", f"to have {ids.size} rows, one for each client", value.shape)
+    return Cohort(ids, version, covariates)
+
+
+def _indices(name: str, row) -> np.ndarray:
+    array = np.asarray(row)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        check.fail_type(name, "a list of client indices", row)
+    return array.astype(np.int64)

@@ -1,0 +1,34 @@
+"""The data sets that ship with the library, by name."""
+
+import inspect
+from typing import Any
+
+from fedjax_tx import check
+from fedjax_tx.data.federated import FederatedSplits
+from fedjax_tx.data.sources import shakespeare
+
+_SOURCES = {"shakespeare": shakespeare.load}
+
+
+def load(name: str, **options: Any) -> FederatedSplits:
+    """Returns a data set as ``.train``, ``.test``, ``.unseen`` and a ``.report`` of counts.
+
+    Args:
+      name: ``"shakespeare"``: next-character prediction, one client a role of a play.
+      **options: what the source of that name takes, see ``fedjax_tx.data.sources``.
+
+    Raises:
+      ValueError: if ``name`` is unknown.
+      TypeError: if an option is unknown, or ``name`` is not a string.
+
+    Example:
+      >>> load("shakespeare", sequence_length=64).train.num_clients  # doctest: +SKIP
+      1058
+    """
+    check.instance("name", name, str, "a string")
+    source = _SOURCES[check.one_of("name", name, tuple(_SOURCES))]
+    known = list(inspect.signature(source).parameters)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise TypeError(f"expected the options of {name!r} to be among {', '.join(known)}, got {', '.join(unknown)}")
+    return source(**options)

@@ -1,0 +1,204 @@
+"""Schedules: which lane trains which client when, and on which rows.
+
+A lane trains one client after another. Clients are packed longest first: each goes to the lane that is free soonest, so that the
+lanes end close together. A *tick* is one batch on every lane. Everything here runs on the host, in NumPy, with one Python loop
+over the cohort's clients (the packing); what depends on examples is vectorised.
+
+Rows a client trains on are consecutive in ``order``, so a batch is just (first, count): the schedule's size is that of the
+examples, not of ticks x lanes x batch.
+"""
+
+import heapq
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_tx import check, prng
+from fedjax_tx.types import Cohort, LocalWork
+
+
+class Schedule(NamedTuple):
+    """One pass over one cohort, as arrays of fixed capacity; only the first ``num_ticks`` and ``num_clients`` count.
+
+    order [row]: rows of the data set in the order in which clients use them. first, count, slot, step [tick, lane]: where in
+    ``order`` the lane's batch starts, how many real rows it has (0: dry), which slot of the cohort it serves, and which of that
+    client's steps it is. starts, finishes [tick + 1]: the events of tick t are starts[t]..starts[t + 1] of start_lane and
+    start_slot [client]; a finish comes after the tick's step. ids, num_examples, num_steps, version [client]: the cohort.
+    """
+
+    num_ticks: np.ndarray
+    num_clients: np.ndarray
+    order: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
+    slot: np.ndarray
+    step: np.ndarray
+    starts: np.ndarray
+    start_lane: np.ndarray
+    start_slot: np.ndarray
+    finishes: np.ndarray
+    finish_lane: np.ndarray
+    finish_slot: np.ndarray
+    ids: np.ndarray
+    num_examples: np.ndarray
+    num_steps: np.ndarray
+    version: np.ndarray
+    covariates: dict[str, np.ndarray]
+
+
+class Capacity(NamedTuple):
+    """Sizes of a schedule's arrays: an upper bound for every cohort that can come, so that one program serves them all."""
+
+    clients: int
+    lanes: int
+    ticks: int
+    rows: int
+
+
+def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (steps, rows) of each client: how many local steps it makes, and over how many rows with repetition.
+
+    Args:
+      sizes: examples of each client of the data set, int [client].
+      work: its ``epochs`` or ``steps``, where arrays, have one entry for each of these clients.
+
+    Errors: ``ValueError`` if such an array has another length.
+    """
+    per_epoch = -(-sizes // work.batch_size)
+    if work.steps is None:
+        epochs = _per_client("epochs", work.epochs, sizes.size)
+        return epochs * per_epoch, epochs * sizes
+    steps = np.where(sizes > 0, _per_client("steps", work.steps, sizes.size), 0)
+    epochs, rest = np.divmod(steps, np.maximum(per_epoch, 1))
+    return steps, epochs * sizes + np.minimum(rest * work.batch_size, sizes)
+
+
+def plan_capacity(sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int) -> Capacity:
+    """Returns capacities that hold any cohort of at most ``max_clients`` distinct clients."""
+    steps, rows = count_steps(sizes, work)
+    busiest = np.sort(np.maximum(steps, 1))[::-1][:max_clients]
+    longest_rows = np.sort(rows)[::-1][:max_clients]
+    if max_clients > sizes.size:  # clients can come more than once; each time counts like the largest
+        busiest = np.full(max_clients, busiest.max(initial=1))
+        longest_rows = np.full(max_clients, longest_rows.max(initial=0))
+    lanes = max(1, min(num_lanes, max_clients))
+    ticks = min(int(busiest.sum()), -(-int(busiest.sum()) // lanes) + int(busiest.max(initial=1)))
+    return Capacity(max(1, max_clients), lanes, max(1, ticks), max(1, int(longest_rows.sum())))
+
+
+def make_schedule(
+    cohort: Cohort, offsets: np.ndarray, work: LocalWork, capacity: Capacity, seed: int, round_number: int
+) -> Schedule:
+    """Packs a cohort's work into lanes.
+
+    Args:
+      cohort: client indices (all fields given). offsets: int [client + 1], rows of client i are offsets[i]..offsets[i + 1].
+      capacity: what ``plan_capacity`` gave. seed, round_number: name the shuffles.
+
+    Returns: a ``Schedule``; a client without a step holds its lane for one empty tick.
+    """
+    ids, capacity_clients, lanes = cohort.ids, capacity.clients, capacity.lanes
+    sizes = np.diff(offsets)
+    all_steps, all_rows = count_steps(sizes, work)
+    steps, rows, sizes = all_steps[ids], all_rows[ids], sizes[ids]
+    spans = np.maximum(steps, 1)
+    lane, start = _pack(spans, lanes)
+    num_ticks = int((start + spans).max(initial=0))
+    starts = np.concatenate([[0], np.cumsum(rows)])
+    order = np.zeros(capacity.rows, np.int32)
+    order[: starts[-1]] = _order(ids, offsets[ids], sizes, rows, starts, work.shuffle, seed, round_number)
+    grid = np.zeros((4, capacity.ticks, lanes), np.int32)
+    _fill(grid, lane, start, spans, sizes, starts[:-1], rows, work.batch_size)
+    start_events = _events(start, lane, capacity)
+    finish_events = _events(start + spans - 1, lane, capacity)
+
+    def pad(values, dtype=np.int32):
+        out = np.zeros((capacity_clients, *values.shape[1:]), dtype)
+        out[: ids.size] = values
+        return out
+
+    return Schedule(
+        np.int32(num_ticks),
+        np.int32(ids.size),
+        order,
+        *grid,
+        *start_events,
+        *finish_events,
+        pad(ids),
+        pad(sizes),
+        pad(steps),
+        pad(cohort.version),
+        {name: pad(value, value.dtype) for name, value in cohort.covariates.items()},
+    )
+
+
+def useful_share(schedule: Schedule, batch_size: int) -> float:
+    """Returns real examples over slots: the share of the lanes' batch rows that hold an example, 0 for no work."""
+    slots = int(schedule.num_ticks) * schedule.count.shape[-1] * batch_size
+    return float(schedule.count[: int(schedule.num_ticks)].sum() / slots) if slots else 0.0
+
+
+def stack(schedules: list[Schedule], length: int) -> Schedule:
+    """Stacks the schedules of several rounds along a leading axis of ``length``, repeating the last to fill it."""
+    filled = schedules + [schedules[-1]] * (length - len(schedules))
+    covariates = {name: np.stack([s.covariates[name] for s in filled]) for name in filled[0].covariates}
+    arrays = [np.stack(values) for values in zip(*(schedule[:-1] for schedule in filled), strict=True)]
+    return Schedule(*arrays, covariates)
+
+
+def _per_client(name: str, value: int | np.ndarray, num_clients: int) -> np.ndarray:
+    if isinstance(value, np.ndarray) and value.size != num_clients:
+        check.fail_value(name, f"to have {num_clients} entries, one for each client", f"{value.size} entries")
+    return np.broadcast_to(value, (num_clients,))
+
+
+def _pack(spans: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Longest first, each to the lane that is free soonest (lowest number on ties): (lane, first tick) of each client."""
+    lane, start = np.zeros(spans.size, np.int64), np.zeros(spans.size, np.int64)
+    free = [(0, number) for number in range(lanes)]
+    for client in np.argsort(-spans, kind="stable").tolist():
+        tick, number = free[0]
+        lane[client], start[client] = number, tick
+        heapq.heapreplace(free, (tick + int(spans[client]), number))
+    return lane, start
+
+
+def _order(ids, first_rows, sizes, rows, starts, shuffle, seed, round_number) -> np.ndarray:
+    """The data rows each client uses, client after client, epoch after epoch, each epoch in its own order."""
+    client = np.repeat(np.arange(ids.size), rows)
+    position = np.arange(starts[-1]) - starts[:-1][client]
+    epoch, within = np.divmod(position, sizes[client])
+    if shuffle:
+        # A last, partial epoch is the head of a full one: shuffle whole epochs, then cut.
+        epochs = -(-rows // np.maximum(sizes, 1))
+        full = epochs * sizes
+        full_starts = np.concatenate([[0], np.cumsum(full)])
+        full_client = np.repeat(np.arange(ids.size), full)
+        full_epoch, full_within = np.divmod(np.arange(full_starts[-1]) - full_starts[:-1][full_client], sizes[full_client])
+        bits = prng.host_bits(seed, "shuffle", round_number, ids[full_client], full_epoch, full_within)
+        shuffled = full_within[np.lexsort((bits, full_epoch, full_client))]
+        within = shuffled[full_starts[:-1][client] + position]
+    return first_rows[client] + within
+
+
+def _fill(grid, lane, start, spans, sizes, row_starts, rows, batch_size) -> None:
+    """Writes first, count, slot and step of every (tick, lane) that is busy into ``grid`` [4, tick, lane]."""
+    client = np.repeat(np.arange(spans.size), spans)
+    step = np.arange(client.size) - np.repeat(np.cumsum(spans) - spans, spans)
+    per_epoch = np.maximum(-(-sizes // batch_size), 1)[client]
+    epoch, within = np.divmod(step, per_epoch)
+    taken = epoch * sizes[client] + within * batch_size
+    count = np.minimum(batch_size, sizes[client] - within * batch_size)
+    count = np.clip(np.minimum(count, rows[client] - taken), 0, None)
+    where = (start[client] + step, lane[client])
+    for values, target in zip((row_starts[client] + taken, count, client, step), grid, strict=True):
+        target[where] = values
+
+
+def _events(tick: np.ndarray, lane: np.ndarray, capacity: Capacity) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups one event for each client by tick: (bounds [tick + 1], lane [client], slot [client])."""
+    by_tick = np.argsort(tick, kind="stable")
+    bounds = np.searchsorted(tick[by_tick], np.arange(capacity.ticks + 1)).astype(np.int32)
+    padded = np.zeros((2, capacity.clients), np.int32)
+    padded[:, : tick.size] = lane[by_tick], by_tick
+    return bounds, padded[0], padded[1]

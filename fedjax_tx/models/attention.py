@@ -1,0 +1,157 @@
+"""Multi-head self-attention and the pre-norm Transformer block around it.
+
+Attention is that of "Attention Is All You Need" (arXiv:1706.03762), section 3.2::
+
+    Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V
+    MultiHead(x) = Concat(head_1, ..., head_h) W^O,   head_i = Attention(x W_i^Q, x W_i^K, x W_i^V)
+
+with biases on the projections. W^Q, W^K and W^V are one matrix [width, 3 * width] of three blocks, in each of which the
+heads are contiguous. The block normalises before each branch ("On Layer Normalization in the Transformer Architecture",
+arXiv:2002.04745) instead of after it, and its activation is the tanh form of GELU.
+
+Dropout acts on the output of each residual branch, not on the attention weights, which fused kernels never form.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
+
+from fedjax_tx import check
+
+LAYER_NORM_EPSILON = 1e-5
+INIT_SCALE = 0.02
+
+
+def linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """Returns a dense layer with float32 parameters, a kernel drawn from N(0, 0.02²), and ``dtype`` arithmetic.
+
+    Example:
+      >>> linear(4, 8, dtype=jnp.float32, rngs=nnx.Rngs(0)).kernel.shape
+      (4, 8)
+    """
+    kernel_init = nnx.initializers.normal(INIT_SCALE)
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+
+
+def layer_norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Returns a layer norm over the last axis, with gain and bias; its statistics are float32 whatever ``dtype`` is.
+
+    Example:
+      >>> layer_norm(4, dtype=jnp.float32, rngs=nnx.Rngs(0))(jnp.ones((1, 4))).tolist()
+      [[0.0, 0.0, 0.0, 0.0]]
+    """
+    return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+
+
+def drop(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None, site: int) -> Float[Array, "..."]:
+    """Zeroes each entry with probability ``rate`` and scales the rest by 1 / (1 - rate); the identity without a key.
+
+    ``site`` tells apart the places of one layer that share its key.
+
+    Example:
+      >>> drop(jnp.ones(3), 0.5, None, 0).tolist()
+      [1.0, 1.0, 1.0]
+    """
+    if key is None or rate == 0.0:
+        return x
+    kept = jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x.shape)
+    return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention: ``attention(x[batch, time, width], valid[batch, time]) -> [batch, time, width]``.
+
+    Args:
+      width: size of the model, a multiple of ``num_heads``.
+      num_heads: how many heads; each has ``width // num_heads`` entries.
+      causal: whether a position sees only itself and what came before.
+      dtype: type of the arithmetic; parameters are float32.
+      implementation: of ``jax.nn.dot_product_attention``: None (JAX chooses), "xla", or "cudnn" (bfloat16 on NVIDIA).
+      rngs: draws the parameters.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or has an impossible value.
+
+    Example:
+      >>> attention = SelfAttention(width=8, num_heads=2, causal=True, rngs=nnx.Rngs(0))
+      >>> attention(jnp.ones((1, 5, 8))).shape
+      (1, 5, 8)
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, *, causal: bool, dtype=jnp.float32, implementation=None, rngs: nnx.Rngs
+    ):
+        check.integer("width", width, low=1)
+        check.integer("num_heads", num_heads, low=1)
+        if width % num_heads:
+            check.fail_value("width", f"to be a multiple of num_heads={num_heads}", width)
+        check.instance("implementation", implementation, (str, type(None)), "None or a string")
+        check.one_of("implementation", implementation, (None, "xla", "cudnn"))
+        if implementation == "cudnn" and jnp.dtype(dtype).itemsize != 2:
+            check.fail_value("dtype", "to be bfloat16 where implementation='cudnn'", jnp.dtype(dtype).name)
+        self.num_heads = num_heads
+        self.causal = check.boolean("causal", causal)
+        self.implementation = implementation
+        self.qkv = linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.out = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x_BxSxD: Float[Array, "batch time width"], valid_BxS: Bool[Array, "batch time"] | None = None
+    ) -> Float[Array, "batch time width"]:
+        """Attends; no position sees one that is not ``valid``, and what such a one itself returns means nothing."""
+        batch, time, width = x_BxSxD.shape
+        heads = (batch, time, self.num_heads, width // self.num_heads)
+        q_BxSxHxD, k_BxSxHxD, v_BxSxHxD = (part.reshape(heads) for part in jnp.split(self.qkv(x_BxSxD), 3, axis=-1))
+        mask_Bx1x1xS = None if valid_BxS is None else valid_BxS[:, None, None, :]
+        options = {"mask": mask_Bx1x1xS, "is_causal": self.causal, "implementation": self.implementation}
+        o_BxSxHxD = jax.nn.dot_product_attention(q_BxSxHxD, k_BxSxHxD, v_BxSxHxD, **options)
+        return self.out(o_BxSxHxD.reshape(batch, time, width))
+
+
+class Block(nnx.Module):
+    """One pre-norm layer: x += Attention(Norm(x)), then x += W₂ gelu(W₁ Norm(x) + b₁) + b₂.
+
+    Args:
+      width, num_heads, causal, dtype, implementation, rngs: as for ``SelfAttention``.
+      mlp_width: hidden size of the feed-forward branch.
+      dropout: rate on the output of both branches.
+
+    Example:
+      >>> block = Block(width=8, num_heads=2, mlp_width=16, causal=True, rngs=nnx.Rngs(0))
+      >>> block(jnp.ones((1, 5, 8))).shape
+      (1, 5, 8)
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        mlp_width: int,
+        causal: bool,
+        dropout: float = 0.0,
+        dtype=jnp.float32,
+        implementation=None,
+        rngs: nnx.Rngs,
+    ):
+        self.dropout = dropout
+        self.attention_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.attention = SelfAttention(
+            width, num_heads, causal=causal, dtype=dtype, implementation=implementation, rngs=rngs
+        )
+        self.mlp_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp_in = linear(width, mlp_width, dtype=dtype, rngs=rngs)
+        self.mlp_out = linear(mlp_width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time width"],
+        valid: Bool[Array, "batch time"] | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch time width"]:
+        """Applies the layer; ``key`` drives its dropout, and without one there is none."""
+        x = x + drop(self.attention(self.attention_norm(x), valid), self.dropout, key, site=0)
+        hidden = jax.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=True)
+        return x + drop(self.mlp_out(hidden), self.dropout, key, site=1)

@@ -1,0 +1,75 @@
+"""The number of lanes, chosen by measuring.
+
+Candidates are powers of two up to the cohort's size. Each is compiled (which tells its memory) and timed for a few ticks of a real
+schedule; what a round would take is the time of a tick times the ticks of the cohorts at hand, so lanes that run dry are
+counted. The search stops when more lanes no longer help or no longer fit.
+"""
+
+import os
+import time
+
+import jax
+import numpy as np
+
+from fedjax_tx.simulation.experiment import Experiment
+from fedjax_tx.simulation.round import run_rounds
+from fedjax_tx.simulation.rounds import RoundFunction, build_round
+from fedjax_tx.types import Execution
+
+_PROBE_SECONDS = 0.25
+_REPEATS = 3
+_MEMORY_SHARE = 0.8
+_ENOUGH_WORSE = 1.1
+
+
+def choose_lanes(experiment: Experiment, execution: Execution, columns: dict) -> RoundFunction:
+    """Returns the round function with the number of lanes whose rounds take the least time."""
+    most = experiment.cohorts.max_clients(experiment.train.num_clients)
+    best, best_seconds, lanes = None, float("inf"), 1
+    while best is None or lanes <= most:
+        candidate = build_round(experiment, columns, lanes, execution.rounds_per_call)
+        seconds = probe(candidate) if lanes == 1 or fits(candidate) else float("inf")
+        if seconds < best_seconds:
+            best, best_seconds = candidate, seconds
+        elif seconds > _ENOUGH_WORSE * best_seconds:
+            break
+        lanes *= 2
+    return best
+
+
+def fits(round_fn: RoundFunction) -> bool:
+    """Whether the compiled program's arguments, results and temporaries fit in the memory that is free now."""
+    state = round_fn.init()
+    compiled = run_rounds.lower(*round_fn.arguments(state, round_fn.plan(state, 1))).compile()
+    memory = compiled.memory_analysis()
+    return memory is None or memory.output_size_in_bytes + memory.temp_size_in_bytes < _MEMORY_SHARE * free_bytes()
+
+
+def free_bytes() -> int:
+    """Returns the memory free on the first device; on CPU, what the operating system has available."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def probe(round_fn: RoundFunction) -> float:
+    """Returns the seconds that a round is expected to take, from a few ticks of its compiled program."""
+    state = round_fn.init()
+    plan = round_fn.plan(state, 1)
+    full = [int(planned[0].num_ticks) for planned in plan.schedules]
+
+    def seconds(ticks: int) -> float:
+        cut = tuple([one._replace(num_ticks=np.minimum(one.num_ticks, ticks)) for one in p] for p in plan.schedules)
+        arguments = round_fn.arguments(state, plan._replace(schedules=cut))
+        start = time.perf_counter()
+        jax.block_until_ready(run_rounds(*arguments))
+        return time.perf_counter() - start
+
+    seconds(1)  # compiles
+    ticks = 1
+    while ticks < max(full) and seconds(ticks) < _PROBE_SECONDS:
+        ticks *= 2
+    ticks = min(ticks, max(full))
+    few, many = (float(np.median([seconds(count) for _ in range(_REPEATS)])) for count in (0, ticks))
+    return few + max(many - few, 1e-9) / ticks * max(full)

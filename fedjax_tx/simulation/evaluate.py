@@ -1,0 +1,95 @@
+"""Evaluation: a pass over every client of a data set, on the same executor as training."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tx import check
+from fedjax_tx.data import FederatedDataset
+from fedjax_tx.data.cohort import as_cohort
+from fedjax_tx.data.schedule import make_schedule, plan_capacity
+from fedjax_tx.simulation.experiment import Experiment
+from fedjax_tx.simulation.round import resolve, run_evaluation
+from fedjax_tx.simulation.rounds import RoundState, hyper_arrays, weighted_mean
+from fedjax_tx.types import Cohort, LocalWork
+
+_ROWS_AT_ONCE = 64
+_PERCENTILES = (10, 50, 90)
+
+ClientMetrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callable[[RoundState], ClientMetrics]:
+    """Makes ``evaluate(state) -> {name: (value[client], weight[client])}`` for the clients of a data set.
+
+    Each client is scored by the algorithm's evaluation pass on all its examples. One whose id is among the training clients
+    comes with the state it has there; any other with a first state.
+
+    Args:
+      experiment: says the algorithm. dataset: the clients to score; its columns are those of the training data.
+
+    Errors: ``ValueError`` if the columns differ from the training data's in name, dtype or shape.
+    """
+    check.instance("experiment", experiment, Experiment, "an Experiment")
+    check.instance("dataset", dataset, FederatedDataset, "a FederatedDataset")
+    _check_columns(experiment.train, dataset)
+    algorithm = resolve(experiment.make_algorithm, experiment.hyper)
+    work = algorithm.evaluation.work or evaluation_work(experiment, dataset)
+    lanes = max(1, _ROWS_AT_ONCE // work.batch_size)
+    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes)
+    cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)
+    schedule = jax.device_put(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0))
+    columns = {name: jnp.asarray(column) for name, column in dataset.columns.items()}
+    rows = jnp.asarray(match_clients(dataset.client_ids, experiment.train.client_ids), jnp.int32)
+    hyper = hyper_arrays(experiment.hyper)
+
+    def evaluate(state: RoundState) -> ClientMetrics:
+        seed = np.uint32(state.seed)
+        population = experiment.train.num_clients
+        maker = experiment.make_algorithm
+        metrics = run_evaluation(
+            maker, work.batch_size, population, hyper, seed, state.device, rows, columns, schedule
+        )
+        return jax.device_get(metrics)
+
+    return evaluate
+
+
+def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:
+    """Returns the mean of each metric over all examples and its spread over clients, as ``{"name/metric...": number}``.
+
+    The spread is that of the clients' own means, each client counting once: percentiles 10, 50 and 90.
+    """
+    summary = {}
+    for metric, (value, weight) in sorted(metrics.items()):
+        own = value[weight > 0]
+        summary[f"{name}/{metric}"] = weighted_mean(value, weight)
+        for percentile in _PERCENTILES:
+            key = f"{name}/{metric}/client_p{percentile}"
+            summary[key] = float(np.percentile(own, percentile)) if own.size else float("nan")
+    return summary
+
+
+def evaluation_work(experiment: Experiment, dataset: FederatedDataset) -> LocalWork:
+    """One epoch in stored order; batches no larger than a middling client needs, since their empty rows cost as much as full ones."""
+    median = max(1, int(np.median(dataset.client_sizes))) if dataset.num_clients else 1
+    batch_size = min(experiment.local.batch_size, 1 << (median - 1).bit_length())
+    return LocalWork(batch_size=batch_size, epochs=1, shuffle=False)
+
+
+def match_clients(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Returns for each of ``ids`` its position in ``known``, -1 where it isn't there."""
+    position = {client: number for number, client in enumerate(known.tolist())}
+    return np.array([position.get(client, -1) for client in ids.tolist()], np.int64)
+
+
+def _check_columns(train: FederatedDataset, dataset: FederatedDataset) -> None:
+    def describe(data):
+        return {name: f"{column.dtype}{list(column.shape[1:])}" for name, column in sorted(data.columns.items())}
+
+    if describe(train) != describe(dataset):
+        check.fail_value("the columns of an evaluation set", f"to be {describe(train)}, as in train", describe(dataset))
+    if dataset.num_examples == 0:
+        raise ValueError("expected an evaluation set to hold at least one example, got 0")

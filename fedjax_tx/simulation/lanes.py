@@ -1,0 +1,187 @@
+"""One pass over one cohort: a loop over ticks, ``vmap`` over lanes. The only executor: training, evaluation and statistics.
+
+At a tick, the lanes whose turn it is receive the broadcast (``start``), all lanes make one ``step`` side by side, and the lanes
+whose client is done hand over (``finish``, ``encode``, ``receive``, accumulate). Starts and finishes run once per client, in
+loops over the schedule's events: not under ``vmap`` (which would select among all lanes at every tick) and not under ``cond``
+(which a sweep's ``vmap`` would turn into a select). The loops' counts are traced, so a program serves every cohort that fits.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Key
+
+from fedjax_tx import prng, tree
+from fedjax_tx.data.schedule import Schedule
+from fedjax_tx.types import BatchShapes, ClientInfo, Linear, Metrics, Pass, PyTree, Rows, Stacked, Totals
+
+
+class PassStart(NamedTuple):
+    """What a pass begins with. ``client_states`` and ``encoder_states`` are the cohort's rows, by slot."""
+
+    broadcast: PyTree
+    shared: PyTree
+    client_states: PyTree
+    encoder_states: PyTree
+    round_key: Key[Array, ""]
+    pass_key: Key[Array, ""]
+
+
+class PassEnd(NamedTuple):
+    """What a pass leaves: the reduced summands, their totals, the cohort's new rows, and each client's metrics, by slot."""
+
+    reduced: PyTree
+    totals: Totals
+    client_states: PyTree
+    encoder_states: PyTree
+    metrics: Metrics
+
+
+class _Collected(NamedTuple):
+    summands: PyTree
+    weights: Array
+    client_states: PyTree
+    encoder_states: PyTree
+    metrics: Metrics
+
+
+def run_pass(a_pass: Pass, begin: PassStart, columns: dict, schedule: Schedule, batch_size: int, population) -> PassEnd:
+    """Runs one pass; traced inside a jitted program.
+
+    Args:
+      a_pass: the trainer and the aggregator. columns: the whole data set, dict of [row, ...] arrays.
+      schedule: who runs where and when. batch_size: rows of a batch. population: clients in the data set.
+    """
+    infos = _client_infos(schedule, columns, batch_size, begin.pass_key)
+    local, summand, metrics = result_shapes(a_pass, begin, infos)
+    capacity, num_lanes = schedule.ids.shape[0], schedule.slot.shape[1]
+    stacked = isinstance(a_pass.aggregator.reduce, Stacked)
+    collected = _Collected(
+        tree.zeros(summand, (capacity,)) if stacked else tree.zeros(_in_sum_dtype(summand)),
+        jnp.zeros(capacity),
+        begin.client_states,
+        begin.encoder_states,
+        tree.zeros(metrics, (capacity,)),
+    )
+
+    def tick(number, carry):
+        lanes, collected = carry
+        lanes = _start_clients(a_pass, begin, infos, schedule, number, lanes, collected.client_states)
+        lanes = _step_lanes(a_pass, begin.broadcast, infos, columns, schedule, number, batch_size, lanes)
+        collected = _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected)
+        return lanes, collected
+
+    lanes = tree.zeros(local, (num_lanes,))
+    _, collected = lax.fori_loop(0, schedule.num_ticks, tick, (lanes, collected))
+    valid = collected.weights > 0
+    totals = Totals(collected.weights.sum(), valid.sum(), schedule.num_clients, jnp.int32(population))
+    reduced = Rows(collected.summands, collected.weights, valid) if stacked else collected.summands
+    return PassEnd(reduced, totals, collected.client_states, collected.encoder_states, collected.metrics)
+
+
+def result_shapes(a_pass: Pass, begin: PassStart, infos: ClientInfo) -> tuple[PyTree, PyTree, Metrics]:
+    """Returns the shapes of one client's ``local``, summand and metrics."""
+
+    def one_client(begin, infos):
+        info = tree.take(infos, 0)
+        local = a_pass.trainer.start(begin.broadcast, info, tree.take(begin.client_states, 0))
+        result, summand, _, _ = _hand_over(a_pass, begin, info, local, tree.take(begin.encoder_states, 0))
+        return local, summand, result.metrics
+
+    return jax.eval_shape(one_client, begin, infos)
+
+
+def update_shapes(a_pass: Pass, broadcast: PyTree, client_state: PyTree, info: ClientInfo) -> PyTree:
+    """Returns the shapes of one client's update: what an aggregator's ``init`` sees."""
+
+    def one_client(broadcast, client_state, info):
+        local = a_pass.trainer.start(broadcast, info, client_state)
+        return a_pass.trainer.finish(broadcast, info, local).update
+
+    return jax.eval_shape(one_client, broadcast, client_state, info)
+
+
+def batch_shapes(columns: dict, batch_size: int) -> BatchShapes:
+    """Returns the shapes of a batch of ``columns``."""
+    return BatchShapes(tuple((name, (batch_size, *c.shape[1:]), str(c.dtype)) for name, c in sorted(columns.items())))
+
+
+def _client_infos(schedule, columns, batch_size, pass_key) -> ClientInfo:
+    """Stacks what the schedule says of each client, by slot."""
+    keys = jax.vmap(lambda client: prng.fold(pass_key, client))(schedule.ids)
+    return ClientInfo(
+        id=schedule.ids,
+        slot=jnp.arange(schedule.ids.shape[0], dtype=jnp.int32),
+        num_examples=schedule.num_examples,
+        num_steps=schedule.num_steps,
+        version=schedule.version,
+        covariates=schedule.covariates,
+        key=keys,
+        batch=batch_shapes(columns, batch_size),
+    )
+
+
+def _start_clients(a_pass, begin, infos, schedule, number, lanes, client_states):
+    def start(event, lanes):
+        slot = schedule.start_slot[event]
+        state = tree.take(client_states, slot)
+        local = a_pass.trainer.start(begin.broadcast, tree.take(infos, slot), state)
+        return tree.put(lanes, schedule.start_lane[event], local)
+
+    return lax.fori_loop(schedule.starts[number], schedule.starts[number + 1], start, lanes)
+
+
+def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size, lanes):
+    count = schedule.count[number]
+    position = jnp.arange(batch_size)
+    mask = position < count[:, None]
+    # A masked row repeats the first row of its own batch: another client's data is never read, not even to be masked.
+    rows = schedule.order[schedule.first[number][:, None] + jnp.where(mask, position, 0)]
+    batch = {name: column[rows] for name, column in columns.items()}
+    lane_infos = tree.take(infos, schedule.slot[number])
+    keys = jax.vmap(prng.fold)(lane_infos.key, schedule.step[number])
+
+    def step(info, local, batch, mask, key):
+        stepped = a_pass.trainer.step(broadcast, info, local, batch, mask, key)
+        return tree.where(mask.any(), stepped, local)
+
+    return jax.vmap(step)(lane_infos, lanes, batch, mask, keys)
+
+
+def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _Collected) -> _Collected:
+    linear = isinstance(a_pass.aggregator.reduce, Linear)
+
+    def finish(event, collected):
+        slot = schedule.finish_slot[event]
+        local = tree.take(lanes, schedule.finish_lane[event])
+        encoder_state = tree.take(collected.encoder_states, slot)
+        result, summand, weight, encoder_state = _hand_over(a_pass, begin, tree.take(infos, slot), local, encoder_state)
+        if linear:
+            summands = jax.tree.map(lambda total, one: total + one.astype(total.dtype), collected.summands, summand)
+        else:
+            summands = tree.put(collected.summands, slot, summand)
+        return _Collected(
+            summands,
+            collected.weights.at[slot].set(weight),
+            tree.put(collected.client_states, slot, result.state),
+            tree.put(collected.encoder_states, slot, encoder_state),
+            tree.put(collected.metrics, slot, result.metrics),
+        )
+
+    return lax.fori_loop(schedule.finishes[number], schedule.finishes[number + 1], finish, collected)
+
+
+def _hand_over(a_pass, begin, info, local, encoder_state):
+    """finish → encode → receive for one client: (result, summand, weight, encoder state)."""
+    result = a_pass.trainer.finish(begin.broadcast, info, local)
+    encode = a_pass.aggregator.encode
+    key = prng.fold(info.key, "encode")
+    update = result.update
+    message, weight, state = encode(update, result.weight, begin.shared, encoder_state, key, begin.round_key)
+    return result, a_pass.aggregator.receive(message, begin.shared), weight, state
+
+
+def _in_sum_dtype(shapes):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, tree.sum_dtype(leaf.dtype)), shapes)

@@ -1,0 +1,210 @@
+"""The compiled program of several rounds, and of an evaluation.
+
+Both are module-level jitted functions whose static arguments say *which* program it is: the algorithm's maker and the shapes of
+the work. Hyperparameters, seed, data and schedules are arguments, so experiments that differ only in them share one program.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from fedjax_tx import prng, tree
+from fedjax_tx.data.schedule import Schedule
+from fedjax_tx.simulation.lanes import PassEnd, PassStart, batch_shapes, run_pass, update_shapes
+from fedjax_tx.types import (
+    ClientInfo,
+    FederatedAlgorithm,
+    Hyper,
+    MakeAlgorithm,
+    Metrics,
+    Pass,
+    PyTree,
+    ServerState,
+    Totals,
+)
+
+
+class DeviceState(NamedTuple):
+    """What a run keeps between rounds on the device.
+
+    clients: the client state, [client, ...] over the whole data set. aggregators, encoders: for each pass, the aggregator's
+    state and its client states [client, ...].
+    """
+
+    server: ServerState
+    clients: PyTree
+    aggregators: tuple[PyTree, ...]
+    encoders: tuple[PyTree, ...]
+
+
+class RoundOutput(NamedTuple):
+    """What a person or a cohort source wants to see of one round.
+
+    metrics: ``{name: (value[slot], weight[slot])}`` of each client, over all passes. server: what ``combine`` said, aggregation:
+    what ``decode`` said (merged over the passes). totals: of the last pass. empty: whether a pass had no weight at all.
+    """
+
+    metrics: Metrics
+    server: Mapping[str, Array]
+    aggregation: Mapping[str, Array]
+    totals: Totals
+    empty: Array
+
+
+def resolve(make_algorithm: MakeAlgorithm, hyper: Hyper) -> FederatedAlgorithm:
+    """Returns the algorithm for these hyperparameters (or the algorithm itself)."""
+    algorithm = make_algorithm if isinstance(make_algorithm, FederatedAlgorithm) else make_algorithm(hyper)
+    if not isinstance(algorithm, FederatedAlgorithm):
+        raise TypeError(f"expected make_algorithm to return a FederatedAlgorithm, got {type(algorithm).__name__}")
+    return algorithm
+
+
+@partial(jax.jit, static_argnames=("make_algorithm", "num_clients", "batch_size"))
+def init_state(make_algorithm, num_clients: int, batch_size: int, hyper, seed, init_params, columns) -> DeviceState:
+    """Makes the state before round 0."""
+    algorithm = resolve(make_algorithm, hyper)
+    key = prng.fold(jax.random.key(seed), "init")
+    server = algorithm.init(prng.fold(key, "server"), init_params)
+    first = algorithm.passes[0]
+    client_keys = jax.vmap(lambda client: prng.fold(key, "client", client))(jnp.arange(num_clients))
+    broadcast = first.broadcast(server)
+    clients = jax.vmap(lambda client_key: first.trainer.init_state(broadcast, client_key))(client_keys)
+    info = _example_info(columns, batch_size)
+    aggregators, encoders = [], []
+    for a_pass in algorithm.passes:
+        update = update_shapes(a_pass, a_pass.broadcast(server), tree.take(clients, 0), info)
+        update = tree.zeros(update)
+        aggregators.append(a_pass.aggregator.init(update))
+        one = a_pass.aggregator.init_client(update)
+        encoders.append(jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_clients, *leaf.shape)), one))
+    return DeviceState(server, clients, tuple(aggregators), tuple(encoders))
+
+
+@partial(jax.jit, static_argnames=("make_algorithm", "batch_sizes"))
+def run_rounds(
+    make_algorithm,
+    batch_sizes: tuple[int, ...],
+    hyper: Hyper,
+    seed: Int[Array, ""],
+    first_round: Int[Array, ""],
+    num_rounds: Int[Array, ""],
+    state: DeviceState,
+    columns: dict[str, Array],
+    schedules: tuple[Schedule, ...],
+    population: Int[Array, ""],
+) -> tuple[DeviceState, RoundOutput]:
+    """Runs ``num_rounds`` rounds from round ``first_round``.
+
+    Args:
+      schedules: for each pass, the rounds' schedules stacked along a leading axis; its length is the capacity of a call.
+      population: how many clients the data set has.
+
+    Returns: the state, and the rounds' outputs stacked along that axis (only the first ``num_rounds`` count).
+    """
+    algorithm = resolve(make_algorithm, hyper)
+    key = prng.fold(jax.random.key(seed), "round")
+
+    def one_round(state, number):
+        round_key = prng.fold(key, first_round + number)
+        return _one_round(algorithm, batch_sizes, round_key, state, columns, tree.take(schedules, number), population)
+
+    def body(number, carry):
+        state, outputs = carry
+        state, output = one_round(state, number)
+        return state, tree.put(outputs, number, output)
+
+    capacity = schedules[0].num_ticks.shape[0]
+    _, output = jax.eval_shape(one_round, state, jnp.int32(0))
+    return lax.fori_loop(0, num_rounds, body, (state, tree.zeros(output, (capacity,))))
+
+
+@partial(jax.jit, static_argnames=("make_algorithm", "batch_size", "population"))
+def run_evaluation(
+    make_algorithm, batch_size: int, population: int, hyper, seed, state: DeviceState, rows, columns, schedule
+) -> Metrics:
+    """Scores a data set's clients: ``{name: (value[slot], weight[slot])}``.
+
+    ``rows`` [slot] says which of the training clients each is; -1, one that was never trained, gets a first state.
+    """
+    algorithm = resolve(make_algorithm, hyper)
+    key = prng.fold(jax.random.key(seed), "evaluation")
+    a_pass = algorithm.evaluation
+    broadcast = a_pass.broadcast(state.server)
+    clients = tree.take(state.clients, jnp.maximum(rows, 0))
+    fresh = algorithm.passes[0].trainer.init_state(algorithm.passes[0].broadcast(state.server), key)
+    clients = jax.tree.map(
+        lambda have, new: jnp.where((rows >= 0).reshape(-1, *[1] * new.ndim), have, new), clients, fresh
+    )
+    begin = PassStart(broadcast, (), clients, (), prng.fold(key, "round"), prng.fold(key, "pass"))
+    return run_pass(a_pass, begin, columns, schedule, batch_size, population).metrics
+
+
+def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population):
+    said = ({}, {}, {})
+    empty = jnp.bool_(False)
+    for number, (a_pass, schedule) in enumerate(zip(algorithm.passes, schedules, strict=True)):
+        pass_key = prng.fold(round_key, "pass", number)
+        end = _run_clients(a_pass, number, pass_key, batch_sizes[number], state, columns, schedule, population)
+        state, nobody, server_said, decode_said = _update_server(a_pass, number, pass_key, state, end, schedule)
+        empty |= nobody
+        for have, new in zip(said, (end.metrics, server_said, decode_said), strict=True):
+            _merge(have, new, number)
+    return state, RoundOutput(*said, end.totals, empty)
+
+
+def _run_clients(a_pass: Pass, number, pass_key, batch_size, state: DeviceState, columns, schedule, population) -> PassEnd:
+    begin = PassStart(
+        a_pass.broadcast(state.server),
+        state.aggregators[number],
+        tree.take(state.clients, schedule.ids),
+        tree.take(state.encoders[number], schedule.ids),
+        prng.fold(pass_key, "aggregate"),
+        prng.fold(pass_key, "clients"),
+    )
+    return run_pass(a_pass, begin, columns, schedule, batch_size, population)
+
+
+def _update_server(a_pass: Pass, number, pass_key, state: DeviceState, end: PassEnd, schedule):
+    """decode → combine, and the cohort's rows back into place: (state, whether nobody took part, two infos)."""
+    aggregator, old = a_pass.aggregator, state.aggregators[number]
+    aggregate, new, decode_said = aggregator.decode(end.reduced, end.totals, old, prng.fold(pass_key, "decode"))
+    server, server_said = a_pass.combine(state.server, aggregate, prng.fold(pass_key, "combine"))
+    nobody = end.totals.weight <= 0
+    if not aggregator.releases_empty:
+        server = tree.where(nobody, state.server, server)
+        new = tree.where(nobody, old, new)
+
+    # Slots beyond the cohort point outside and are dropped: they must not write over the client whose number fills them.
+    capacity = schedule.ids.shape[0]
+    ids = jnp.where(jnp.arange(capacity) < schedule.num_clients, schedule.ids, jnp.iinfo(jnp.int32).max)
+
+    def scatter(states, rows):
+        return jax.tree.map(lambda have, row: have.at[ids].set(row, mode="drop"), states, rows)
+
+    def replaced(states, value):
+        return (*states[:number], value, *states[number + 1 :])
+
+    state = DeviceState(
+        server,
+        scatter(state.clients, end.client_states),
+        replaced(state.aggregators, new),
+        replaced(state.encoders, scatter(state.encoders[number], end.encoder_states)),
+    )
+    return state, nobody, dict(server_said), dict(decode_said)
+
+
+def _merge(have: dict, new: Mapping, number: int) -> None:
+    for name, value in new.items():
+        if name in have:
+            raise ValueError(f"expected each pass to report its own names, got {name!r} again from pass {number}")
+        have[name] = value
+
+
+def _example_info(columns, batch_size) -> ClientInfo:
+    zero = jnp.int32(0)
+    return ClientInfo(zero, zero, zero, zero, zero, {}, jax.random.key(0), batch_shapes(columns, batch_size))

@@ -1,0 +1,230 @@
+"""Rounds for a user's own loop, and for ``ftx.run``: the host's side of the compiled program.
+
+The host selects cohorts and packs them into schedules; the device does the rest. The data stays on the device.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tx import check, prng
+from fedjax_tx.data.cohort import as_cohort
+from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity, stack, useful_share
+from fedjax_tx.simulation.experiment import Experiment
+from fedjax_tx.simulation.round import DeviceState, init_state, resolve, run_rounds
+from fedjax_tx.types import Cohort, Execution, LocalWork, PyTree
+
+_MAX_ROUNDS_PER_CALL = 32
+_MAX_SCHEDULE_BYTES = 64 * 2**20
+
+
+class RoundState(NamedTuple):
+    """Everything the next round needs.
+
+    device: parameters, optimiser and client states. cohorts: the cohort source's state. seed: what names the randomness.
+    round: the number of the next round. last_metrics: of the clients of the last round, where the cohort source reads them.
+    """
+
+    device: DeviceState
+    cohorts: PyTree
+    seed: int
+    round: int
+    last_metrics: Any = None
+
+
+class RoundInfo(NamedTuple):
+    """What a person wants to see of a round.
+
+    round: its number. metrics: ``{name: mean over the cohort}``, weighted. client_ids: the cohort's client indices.
+    client_metrics: ``{name: (value[client], weight[client])}``. server, aggregation: what the server's step and the aggregator
+    report. num_clients: how many contributed. num_examples: examples trained on, repetitions counted. num_steps: local steps.
+    useful: real examples over slots of the lanes. empty: nobody contributed, so the parameters stayed.
+    """
+
+    round: int
+    metrics: Mapping[str, float]
+    client_ids: np.ndarray
+    client_metrics: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    server: Mapping[str, Any]
+    aggregation: Mapping[str, Any]
+    num_clients: int
+    num_examples: int
+    num_steps: int
+    useful: float
+    empty: bool
+
+
+class Plan(NamedTuple):
+    """Some rounds, planned on the host: who, and on which lane; ``schedules`` holds for each pass a list over the rounds."""
+
+    cohorts: list[Cohort]
+    schedules: tuple[list[Schedule], ...]
+    source_state: PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class RoundFunction:
+    """``round_fn.init(seed)`` makes the first state; ``round_fn(state) -> (state, info)`` runs one round.
+
+    Made by ``make_round``. ``run(state, num_rounds)`` runs several in one call of the compiled program.
+    """
+
+    experiment: Experiment
+    works: tuple[LocalWork, ...]
+    capacities: tuple[Capacity, ...]
+    columns: dict[str, jax.Array]
+    num_lanes: int
+    rounds_per_call: int
+
+    def init(self, seed: int | None = None, init_params: PyTree = None) -> RoundState:
+        """Returns the state before round 0; ``seed`` defaults to the experiment's, ``init_params`` to newly drawn ones."""
+        experiment = self.experiment
+        seed = experiment.seed if seed is None else check.integer("seed", seed, low=0, high=2**32 - 1)
+        population = experiment.train.num_clients
+        hyper, batch_size = hyper_arrays(experiment.hyper), self.works[0].batch_size
+        maker = experiment.make_algorithm
+        device = init_state(maker, population, batch_size, hyper, np.uint32(seed), init_params, self.columns)
+        return RoundState(device, experiment.cohorts.init(population), seed, 0)
+
+    def __call__(self, state: RoundState) -> tuple[RoundState, RoundInfo]:
+        """Runs one round."""
+        state, infos = self.run(state, 1)
+        return state, infos[0]
+
+    def run(self, state: RoundState, num_rounds: int) -> tuple[RoundState, list[RoundInfo]]:
+        """Runs ``num_rounds`` rounds (at most ``rounds_per_call``) in one call of the compiled program."""
+        check.instance("state", state, RoundState, "a RoundState made by round_fn.init")
+        check.integer("num_rounds", num_rounds, low=1, high=self.rounds_per_call)
+        plan = self.plan(state, num_rounds)
+        device, output = run_rounds(*self.arguments(state, plan))
+        infos = _read_infos(state.round, plan, jax.device_get(output), [work.batch_size for work in self.works])
+        last = (infos[-1].client_ids, infos[-1].client_metrics) if self.experiment.cohorts.reads_metrics else None
+        return RoundState(device, plan.source_state, state.seed, state.round + num_rounds, last), infos
+
+    def plan(self, state: RoundState, num_rounds: int) -> Plan:
+        """Selects the cohorts of the next rounds and packs them into lanes."""
+        source, train = self.experiment.cohorts, self.experiment.train
+        most, source_state = source.max_clients(train.num_clients), state.cohorts
+        cohorts, schedules = [], tuple([] for _ in self.works)
+        for number in range(state.round, state.round + num_rounds):
+            generator = prng.host_generator(state.seed, "cohort", number)
+            selected, source_state = source.select(source_state, generator, state.last_metrics)
+            cohorts.append(as_cohort(selected, train.num_clients, most))
+            self._refuse_repeats(cohorts[-1], state.device)
+            for work, capacity, planned in zip(self.works, self.capacities, schedules, strict=True):
+                planned.append(make_schedule(cohorts[-1], train.offsets, work, capacity, state.seed, number))
+        return Plan(cohorts, schedules, source_state)
+
+    def arguments(self, state: RoundState, plan: Plan) -> tuple:
+        """Returns the arguments of ``run_rounds`` for a plan."""
+        experiment = self.experiment
+        return (
+            experiment.make_algorithm,
+            tuple(work.batch_size for work in self.works),
+            hyper_arrays(experiment.hyper),
+            np.uint32(state.seed),
+            np.int32(state.round),
+            np.int32(len(plan.cohorts)),
+            state.device,
+            self.columns,
+            tuple(stack(planned, self.rounds_per_call) for planned in plan.schedules),
+            np.int32(experiment.train.num_clients),
+        )
+
+    def _refuse_repeats(self, cohort: Cohort, device: DeviceState) -> None:
+        if not jax.tree.leaves((device.clients, device.encoders)):
+            return
+        ids, counts = np.unique(cohort.ids, return_counts=True)
+        if (counts > 1).any():
+            check.fail_value("the cohort", "to hold each client once, since its state is kept", ids[counts > 1].tolist())
+
+
+def make_round(experiment: Experiment, execution: Execution | None = None) -> RoundFunction:
+    """Makes the round function of an experiment, for your own loop.
+
+    Args:
+      experiment: what is computed. execution: how; with ``num_lanes="auto"`` several programs are compiled and timed.
+
+    Example:
+      >>> import fedjax_tx as ftx, numpy as np, jax, optax
+      >>> train = ftx.data.FederatedDataset.from_columns({"x": np.eye(4, dtype=np.float32), "y": np.arange(4)}, [0, 0, 1, 1])
+      >>> model = ftx.Model(lambda key: np.zeros((4, 4), np.float32), lambda params, x, *, key=None: x @ params)
+      >>> algorithm = ftx.algorithms.fed_avg(ftx.tasks.classification(model), client_optimizer=optax.sgd(1.0))
+      >>> experiment = ftx.Experiment(
+      ...     algorithm, train=train, cohorts=ftx.data.all_clients(), local=ftx.data.LocalWork(batch_size=2))
+      >>> round_fn = make_round(experiment, ftx.Execution(num_lanes=2))
+      >>> state, info = round_fn(round_fn.init(seed=0))
+      >>> info.num_clients, state.round
+      (2, 1)
+    """
+    from fedjax_tx.simulation.auto import choose_lanes
+
+    check.instance("experiment", experiment, Experiment, "an Experiment")
+    execution = Execution() if execution is None else execution
+    check.instance("execution", execution, Execution, "an Execution")
+    columns = {name: jnp.asarray(column) for name, column in experiment.train.columns.items()}
+    if execution.num_lanes == "auto":
+        return choose_lanes(experiment, execution, columns)
+    return build_round(experiment, columns, execution.num_lanes, execution.rounds_per_call)
+
+
+def build_round(experiment: Experiment, columns: dict, num_lanes: int, rounds_per_call: int | str) -> RoundFunction:
+    """Makes the round function for a given number of lanes."""
+    train, source = experiment.train, experiment.cohorts
+    source.init(train.num_clients)  # refuses a source that doesn't fit the data, before anything compiles
+    most = source.max_clients(train.num_clients)
+    algorithm = resolve(experiment.make_algorithm, experiment.hyper)
+    works = tuple(experiment.local if a_pass.work is None else a_pass.work for a_pass in algorithm.passes)
+    capacities = tuple(plan_capacity(train.client_sizes, work, most, num_lanes) for work in works)
+    if rounds_per_call == "auto":
+        words = sum(c.rows + 4 * c.ticks * c.lanes + 2 * c.ticks + 8 * c.clients for c in capacities)
+        rounds_per_call = max(1, min(_MAX_ROUNDS_PER_CALL, _MAX_SCHEDULE_BYTES // (4 * words)))
+    if source.reads_metrics:
+        rounds_per_call = 1
+    lanes = max(capacity.lanes for capacity in capacities)
+    return RoundFunction(experiment, works, capacities, columns, lanes, int(rounds_per_call))
+
+
+def hyper_arrays(hyper: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Hyperparameters as strongly typed float32 (ints as int32) scalars: another value is never another program."""
+    kinds = {name: np.int32 if np.asarray(value).dtype.kind in "iu" else np.float32 for name, value in hyper.items()}
+    return {name: jnp.asarray(value, kinds[name]) for name, value in hyper.items()}
+
+
+def _read_infos(first_round: int, plan: Plan, output, batch_sizes: list[int]) -> list[RoundInfo]:
+    infos = []
+    for number, cohort in enumerate(plan.cohorts):
+        size = cohort.ids.size
+        row = jax.tree.map(lambda leaf, number=number: leaf[number], output)
+        client_metrics = {name: (value[:size], weight[:size]) for name, (value, weight) in row.metrics.items()}
+        schedules = [planned[number] for planned in plan.schedules]
+        slots = zip(schedules, batch_sizes, strict=True)
+        info = RoundInfo(
+            round=first_round + number,
+            metrics={name: weighted_mean(*pair) for name, pair in client_metrics.items()},
+            client_ids=cohort.ids,
+            client_metrics=client_metrics,
+            server={name: _plain(value) for name, value in row.server.items()},
+            aggregation={name: _plain(value) for name, value in row.aggregation.items()},
+            num_clients=int(row.totals.clients),
+            num_examples=sum(int(schedule.count.sum()) for schedule in schedules),
+            num_steps=sum(int(schedule.num_steps.sum()) for schedule in schedules),
+            useful=float(np.mean([useful_share(schedule, batch_size) for schedule, batch_size in slots])),
+            empty=bool(row.empty),
+        )
+        infos.append(info)
+    return infos
+
+
+def weighted_mean(value: np.ndarray, weight: np.ndarray) -> float:
+    """Returns the mean of ``value`` weighted by ``weight``; nan where nothing has weight."""
+    total = weight.sum(dtype=np.float64)
+    return float((value[weight > 0].astype(np.float64) * weight[weight > 0]).sum() / total) if total > 0 else float("nan")
+
+
+def _plain(value):
+    return value.item() if np.ndim(value) == 0 else value

@@ -1,0 +1,129 @@
+"""The files of a run directory.
+
+``experiment.json`` what is computed (a directory of another experiment is refused) and the choices made for this machine;
+``metrics.jsonl`` a line a round; ``timing.jsonl`` wall-clock figures, apart, so that equal runs have equal metrics;
+``summary.json`` how it ended; ``checkpoints/``.
+"""
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_tx.data import FederatedDataset
+from fedjax_tx.simulation import Experiment, RoundState
+
+_SAMPLED_ROWS = 4096
+
+
+def describe(
+    experiment: Experiment, state: RoundState, evaluate: Mapping[str, FederatedDataset], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what decides a run's results as flat names and plain values; two runs may share a directory if these agree."""
+    local = experiment.local
+    server = {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.device)
+    }
+    nested = {
+        "config": dict(config),
+        "seed": experiment.seed,
+        "hyper": {name: float(value) for name, value in experiment.hyper.items()},
+        "cohorts": experiment.cohorts.description,
+        "local": {name: _plain(getattr(local, name)) for name in ("batch_size", "epochs", "steps", "shuffle")},
+        "train": describe_data(experiment.train),
+        "evaluate": {name: describe_data(data) for name, data in evaluate.items()},
+        "state": server,
+        "first_params": digest(jax.tree.leaves(jax.device_get(state.device.server.params))),
+    }
+    return json.loads(json.dumps(flatten(nested)))
+
+
+def describe_data(data: FederatedDataset) -> dict[str, Any]:
+    """Returns clients, examples, columns and a checksum (of the sizes, and of up to 4,096 rows of each column)."""
+    step = max(1, data.num_examples // _SAMPLED_ROWS)
+    columns = {name: f"{column.dtype}{list(column.shape[1:])}" for name, column in sorted(data.columns.items())}
+    sample = [np.asarray(data.columns[name][::step]) for name in sorted(data.columns)]
+    checksum = digest([data.client_sizes, *sample])
+    return {"clients": data.num_clients, "examples": data.num_examples, "columns": columns, "checksum": checksum}
+
+
+def digest(arrays: list) -> str:
+    """Returns a CRC-32 of the bytes of some arrays."""
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+    return f"{checksum:08x}"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a nested dict as one level of dotted names."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def refuse_other(directory: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` naming each field in which a directory's experiment differs from the one at hand."""
+    names = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+    if names:
+        listed = "; ".join(f"{name} is {saved.get(name)!r} there and {now.get(name)!r} here" for name in names[:5])
+        more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
+        raise ValueError(f"expected run_dir {str(directory)!r} to hold this experiment, but {listed}{more}")
+
+
+def read_json(path: Path) -> Any:
+    """Returns the value of a JSON file, None if there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def append_lines(path: Path, records: list[Mapping[str, Any]]) -> None:
+    """Appends records to a JSONL file, one a line."""
+    with path.open("a") as file:
+        file.write(_lines(records))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of a JSONL file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
+
+
+def rewrite_lines(path: Path, records: list[Mapping[str, Any]]) -> None:
+    """Replaces a JSONL file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(_lines(records))
+    os.replace(temporary, path)
+
+
+def _lines(records: list[Mapping[str, Any]]) -> str:
+    """JSON has no NaN: what is not finite becomes null."""
+    finite = [{name: None if _not_finite(value) else value for name, value in record.items()} for record in records]
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in finite)
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _plain(value):
+    return f"array {digest([value])}" if isinstance(value, np.ndarray) else value

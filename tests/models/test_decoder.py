@@ -1,0 +1,268 @@
+"""The decoder against a float64 NumPy Transformer, and by its laws: causality, lanes, dropout, loops, tied weights, dtypes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_tx.models import decoder
+
+SMALL = {"vocab_size": 11, "num_layers": 2, "num_heads": 2, "width": 8, "max_length": 6}
+
+
+def draw_tokens(batch: int = 3, time: int = 6, vocab_size: int = 11) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(0, vocab_size, (batch, time)), jnp.int32)
+
+
+def draw_params(model, seed: int = 0, scale: float = 0.5):
+    """Parameters far from their initial values, biases and gains too, so that no part of the model is close to idle."""
+    rng = np.random.default_rng(seed)
+    start = model.init(jax.random.key(seed))
+    return jax.tree.map(lambda leaf: leaf + jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), start)
+
+
+def reference(params, tokens, num_heads: int) -> np.ndarray:
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+    def norm(x, part):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * part["scale"] + part["bias"]
+
+    def dense(x, part):
+        return x @ part["kernel"] + part["bias"]
+
+    def attend(x, part):
+        time, width = x.shape[1:]
+        query, key, value = np.split(dense(x, part["qkv"]), 3, axis=-1)
+        heads = []
+        for block in np.split(np.arange(width), num_heads):
+            scores = query[..., block] @ key[..., block].swapaxes(-1, -2) / np.sqrt(len(block))
+            weights = np.exp(np.where(np.tril(np.ones((time, time))) == 1, scores, -np.inf))
+            heads.append(weights / weights.sum(-1, keepdims=True) @ value[..., block])
+        return dense(np.concatenate(heads, axis=-1), part["out"])
+
+    def gelu(x):
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+    x = params["token_embedding"]["embedding"][tokens] + params["position_embedding"]["embedding"][: tokens.shape[1]]
+    for index in range(len(params["layers"]["mlp_in"]["bias"])):
+        layer = jax.tree.map(lambda leaf: leaf[index], params["layers"])  # noqa: B023
+        x = x + attend(norm(x, layer["attention_norm"]), layer["attention"])
+        x = x + dense(gelu(dense(norm(x, layer["mlp_norm"]), layer["mlp_in"])), layer["mlp_out"])
+    head = params["head"]["kernel"] if "head" in params else params["token_embedding"]["embedding"].T
+    return norm(x, params["final_norm"]) @ head
+
+
+def mean_square(model, params, tokens, key=None):
+    return jnp.mean(model.apply(params, tokens, key=key) ** 2)
+
+
+def test_parameters_are_a_plain_float32_dict_of_the_stated_count():
+    params = decoder(vocab_size=96).init(jax.random.key(0))
+    leaves = jax.tree.leaves(params)
+    assert sum(leaf.size for leaf in leaves) == 429_568
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in leaves)
+    assert jax.tree.structure(params) == jax.tree.structure(jax.tree.map(lambda leaf: leaf, dict(params)))
+    assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(params["layers"]))
+    kernel = params["layers"]["mlp_in"]["kernel"]
+    assert abs(kernel.std() - 0.02) < 5e-4 and not np.allclose(kernel[0], kernel[1])
+
+
+@pytest.mark.parametrize("time", [1, 4, 6])
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_logits_equal_the_reference(time, tie_embeddings):
+    model = decoder(**SMALL, tie_embeddings=tie_embeddings)
+    params, tokens = draw_params(model), draw_tokens(time=time)
+    want = reference(params, np.asarray(tokens), SMALL["num_heads"])
+    np.testing.assert_allclose(model.apply(params, tokens), want, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_equal_the_reference_at_the_default_size():
+    model = decoder(vocab_size=96)
+    params, tokens = draw_params(model, scale=0.02), draw_tokens(2, 64, 96)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, tokens), reference(params, tokens, 4), rtol=1e-5, atol=1e-5)
+
+
+def test_logits_depend_on_the_past_and_not_on_the_future():
+    model = decoder(**SMALL)
+    params, tokens = draw_params(model), draw_tokens(batch=1)
+    mix = jnp.asarray(np.random.default_rng(5).standard_normal(11), jnp.float32)
+
+    def scores(positions):
+        changed = {**params, "position_embedding": {"embedding": positions}}
+        return model.apply(changed, tokens)[0] @ mix
+
+    influence = np.abs(jax.jacobian(scores)(params["position_embedding"]["embedding"])).sum(-1)  # [t, t']
+    past = np.tril(np.ones((6, 6), bool))
+    assert np.all(influence[past] > 0)
+    assert np.all(influence[~past] == 0)
+
+
+def test_tokens_after_the_text_change_nothing_before():
+    model = decoder(**SMALL)
+    params, tokens = draw_params(model), draw_tokens()
+    padded = tokens.at[:, 4:].set(0)
+    np.testing.assert_array_equal(model.apply(params, padded)[:, :4], model.apply(params, tokens)[:, :4])
+    np.testing.assert_allclose(model.apply(params, tokens[:, :4]), model.apply(params, tokens)[:, :4], atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_scan_equals_unrolled(dropout):
+    models = [decoder(**{**SMALL, "num_layers": 3}, dropout=dropout, unroll=unroll) for unroll in (True, False)]
+    params, key = draw_params(models[0]), jax.random.key(1)
+    first, second = (
+        jax.value_and_grad(lambda params, model=model: mean_square(model, params, draw_tokens(), key))(params)
+        for model in models
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), first, second)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_stacked_parameters_equal_one_by_one(dropout):
+    model = decoder(**SMALL, dropout=dropout)
+    params = [draw_params(model, seed) for seed in range(3)]
+    tokens, keys = jnp.stack([(draw_tokens() + lane) % 11 for lane in range(3)]), jax.random.split(jax.random.key(0), 3)
+    gradient = jax.value_and_grad(lambda params, tokens, key: mean_square(model, params, tokens, key))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    together = jax.jit(jax.vmap(gradient))(stacked, tokens, keys)
+    for lane in range(3):
+        alone = gradient(params[lane], tokens[lane], keys[lane])
+        picked = jax.tree.map(lambda leaf: leaf[lane], together)  # noqa: B023
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), picked, alone)
+
+
+def test_jit_compiles_once():
+    model, traces = decoder(**SMALL), []
+
+    @jax.jit
+    def step(params, tokens):
+        traces.append(None)
+        return jax.grad(lambda params: mean_square(model, params, tokens))(params)
+
+    params = model.init(jax.random.key(0))
+    for _ in range(3):
+        params = step(params, draw_tokens())
+    assert len(traces) == 1 and step._cache_size() == 1
+
+
+def test_dropout_acts_only_with_a_key():
+    model, plain = decoder(**SMALL, dropout=0.1), decoder(**SMALL)
+    params, tokens = draw_params(plain, scale=0.1), draw_tokens()
+    key, other = jax.random.split(jax.random.key(0))
+    want = plain.apply(params, tokens)
+    np.testing.assert_array_equal(model.apply(params, tokens), want)
+    np.testing.assert_array_equal(model.apply(params, tokens, key=key), model.apply(params, tokens, key=key))
+    assert np.any(model.apply(params, tokens, key=key) != want)
+    assert np.any(model.apply(params, tokens, key=key) != model.apply(params, tokens, key=other))
+
+
+def test_dropout_keeps_the_expectation_roughly():
+    model = decoder(**SMALL, dropout=0.05)
+    params, tokens = draw_params(model, scale=0.1), draw_tokens()
+    want = model.apply(params, tokens)
+    draws = jax.vmap(lambda key: model.apply(params, tokens, key=key))(jax.random.split(jax.random.key(0), 400))
+    one_draw = jnp.sqrt(jnp.mean((draws - want) ** 2))
+    # 400 draws shrink the noise 20 times; what is left above that is the curvature of the network.
+    assert jnp.sqrt(jnp.mean((draws.mean(0) - want) ** 2)) < 0.25 * one_draw
+
+
+def test_dropout_draws_anew_in_every_layer_and_place():
+    model = decoder(**SMALL, dropout=0.5)
+    params = draw_params(model)
+    silent = jax.tree.map(jnp.zeros_like, params["layers"])  # branches are 0, but for the bias that one place adds
+
+    def masks(name, layer):
+        part = {"attention": ("attention", "out"), "mlp": ("mlp_out",)}[name]
+        layers = jax.tree.map(lambda leaf: leaf, silent)
+        bias = layers
+        for step in part:
+            bias = bias[step]
+        bias["bias"] = bias["bias"].at[layer].set(1.0)
+        zero = {"embedding": jnp.zeros((11, 8))}, {"embedding": jnp.zeros((6, 8))}
+        changed = {"token_embedding": zero[0], "position_embedding": zero[1], "layers": layers}
+        ends = {"final_norm": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}, "head": {"kernel": jnp.eye(8, 11)}}
+        return np.asarray(model.apply({**changed, **ends}, draw_tokens(), key=jax.random.key(0))[..., :8] > 0)
+
+    drawn = [masks(name, layer) for name in ("attention", "mlp") for layer in (0, 1)]
+    for index, first in enumerate(drawn):
+        for second in drawn[:index]:
+            assert 0.3 < np.mean(first == second) < 0.7
+
+
+def test_no_dropout_traces_no_random_numbers():
+    def has_random_bits(rate):
+        model = decoder(**SMALL, dropout=rate)
+        params = model.init(jax.random.key(0))
+        traced = jax.make_jaxpr(lambda key: model.apply(params, draw_tokens(), key=key))(jax.random.key(0))
+        return "random" in str(traced)
+
+    assert not has_random_bits(0.0)
+    assert has_random_bits(0.1)
+
+
+def test_tied_embedding_is_used_at_both_ends():
+    tied, untied = decoder(**SMALL, tie_embeddings=True), decoder(**SMALL)
+    params, tokens = draw_params(tied), draw_tokens()
+    both = {**params, "head": {"kernel": params["token_embedding"]["embedding"].T}}
+    count, more = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, both))
+    assert more - count == 11 * 8
+    np.testing.assert_allclose(tied.apply(params, tokens), untied.apply(both, tokens), rtol=1e-6, atol=1e-6)
+    have = jax.grad(lambda params: mean_square(tied, params, tokens))(params)["token_embedding"]["embedding"]
+    parts = jax.grad(lambda params: mean_square(untied, params, tokens))(both)
+    start, end = parts["token_embedding"]["embedding"], parts["head"]["kernel"].T
+    assert np.any(start != 0) and np.any(end != 0)
+    np.testing.assert_allclose(have, start + end, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_bfloat16_keeps_float32_outside_and_is_near(tie_embeddings):
+    half = decoder(**SMALL, tie_embeddings=tie_embeddings, dtype=jnp.bfloat16)
+    full = decoder(**SMALL, tie_embeddings=tie_embeddings)
+    params, tokens = draw_params(half, scale=0.2), draw_tokens()
+    logits, want = half.apply(params, tokens), full.apply(params, tokens)
+    assert logits.dtype == jnp.float32
+    assert 0 < jnp.linalg.norm(logits - want) < 0.03 * jnp.linalg.norm(want)
+    have = jax.grad(lambda params: mean_square(half, params, tokens))(params)
+    wanted = jax.grad(lambda params: mean_square(full, params, tokens))(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, have))} == {jnp.dtype("float32")}
+    difference, size = (
+        np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(tree)))
+        for tree in (jax.tree.map(jnp.subtract, have, wanted), wanted)
+    )
+    assert difference < 0.05 * size
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        *((TypeError, name, {name: "4"}) for name in [*SMALL, "mlp_width"]),
+        *((ValueError, f"{name} >= 1, got 0", {name: 0}) for name in [*SMALL, "mlp_width"]),
+        (ValueError, "expected width to be a multiple of num_heads=3, got 8", {"num_heads": 3}),
+        (TypeError, "dropout", {"dropout": "a lot"}),
+        (ValueError, "expected dropout < 1, got 1.0", {"dropout": 1.0}),
+        (ValueError, "expected dropout >= 0, got -0.1", {"dropout": -0.1}),
+        (TypeError, "tie_embeddings", {"tie_embeddings": 1}),
+        (TypeError, "unroll", {"unroll": 2}),
+        (TypeError, "dtype", {"dtype": 3}),
+        (ValueError, "dtype to be one of 'float32', 'bfloat16', got 'int32'", {"dtype": jnp.int32}),
+        (TypeError, "implementation", {"implementation": 3}),
+        (ValueError, "implementation.*did you mean 'xla'", {"implementation": "xlaa"}),
+    ],
+)
+def test_wrong_arguments_are_named(error, message, options):
+    with pytest.raises(error, match=message):
+        decoder(**{**SMALL, **options})
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "tokens"),
+    [
+        (ValueError, "at most max_length=6 positions, got 7", jnp.zeros((1, 7), jnp.int32)),
+        (TypeError, "tokens", jnp.zeros((1, 6))),
+        ((TypeError, ValueError), "tokens", jnp.zeros(6, jnp.int32)),
+    ],
+)
+def test_wrong_tokens_are_named(error, message, tokens):
+    model = decoder(**SMALL)
+    with pytest.raises(error, match=message):
+        model.apply(model.init(jax.random.key(0)), tokens)
