@@ -6,7 +6,7 @@
 """
 
 from fedjax_tx import aggregation, algorithms, clients, data, models, report, tasks
-from fedjax_tx.simulation import Experiment, make_evaluation, make_round
+from fedjax_tx.simulation import Experiment, make_evaluation, make_round, summarise
 from fedjax_tx.training import EarlyStop, RunResult, run
 from fedjax_tx.types import (
     Aggregator,
@@ -56,5 +56,6 @@ __all__ = [
     "models",
     "report",
     "run",
+    "summarise",
     "tasks",
 ]

@@ -31,13 +31,14 @@ def fail_value(name: str, expected: str, value: Any) -> NoReturn:
 
 def integer(name: str, value: Any, *, low: int | None = None, high: int | None = None) -> int:
     """Returns ``value`` as an int if it is a whole number (not a bool) with ``low <= value <= high``."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Integral, np.integer)):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         fail_type(name, "an integer", value)
+    value = int(value)
     if low is not None and value < low:
         fail_value(name, f">= {low}", value)
     if high is not None and value > high:
         fail_value(name, f"<= {high}", value)
-    return int(value)
+    return value
 
 
 def counts(name: str, value: Any) -> int | np.ndarray:
@@ -119,12 +120,13 @@ def same_tree(name: str, value: Any, expected: Any) -> None:
     """Raises if the pytree ``value`` differs from ``expected`` in structure, or a leaf in shape or dtype, naming the leaf."""
     have = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(value)}
     want = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(expected)}
-    for path in want.keys() - have.keys():
+    for path in sorted(want.keys() - have.keys()):
         raise ValueError(f"expected {name} to have a leaf {path}, which is missing")
-    for path in have.keys() - want.keys():
+    for path in sorted(have.keys() - want.keys()):
         raise ValueError(f"expected {name} to have no leaf {path}, got one of shape {np.shape(have[path])}")
     for path, leaf in want.items():
         if np.shape(have[path]) != tuple(leaf.shape):
             fail_value(f"{name}{path}", f"of shape {tuple(leaf.shape)}", np.shape(have[path]))
-        if np.result_type(have[path]) != np.dtype(leaf.dtype):
-            fail_value(f"{name}{path}", f"of dtype {np.dtype(leaf.dtype)}", str(np.result_type(have[path])))
+        dtype = jax.numpy.result_type(have[path])
+        if dtype != leaf.dtype:
+            fail_value(f"{name}{path}", f"of dtype {leaf.dtype}", str(dtype))

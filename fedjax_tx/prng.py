@@ -40,16 +40,16 @@ def host_bits(seed: int, *names: int | str | np.ndarray) -> np.ndarray:
 
     Each name goes through the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), chained.
     """
-    bits = np.uint64(seed % 2**64)
+    bits: np.ndarray = np.asarray(seed % 2**64, np.uint64)
     for name in names:
         word = np.asarray(zlib.crc32(name.encode()) if isinstance(name, str) else name).astype(np.uint64)
-        bits = _mix(bits ^ _mix(word))
+        bits = _mix(np.asarray(bits ^ _mix(word)))
     return bits
 
 
-def _mix(word: np.ndarray | np.uint64) -> np.ndarray:
+def _mix(word: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        word = (np.asarray(word, np.uint64) + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+        word = np.asarray(word + np.uint64(0x9E3779B97F4A7C15))
         word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return word ^ (word >> np.uint64(31))
+        return np.asarray(word ^ (word >> np.uint64(31)))  # NumPy turns arrays without axes into scalars

@@ -44,6 +44,19 @@ def zeros(shapes: PyTree, leading: tuple[int, ...] = ()) -> PyTree:
     return jax.tree.map(leaf, shapes)
 
 
+def summand(value: PyTree, weight: Array, weighted: bool) -> PyTree:
+    """Returns what a client adds to a sum: its value in the dtype of sums, times its weight if ``weighted``; 0 at weight 0.
+
+    At weight 0 the value is not looked at: 0 times an infinite update would be NaN.
+    """
+
+    def leaf(one):
+        one = one.astype(sum_dtype(one.dtype))
+        return jnp.where(weight > 0, weight.astype(one.dtype) * one if weighted else one, jnp.zeros_like(one))
+
+    return jax.tree.map(leaf, value)
+
+
 def sum_dtype(dtype: np.dtype) -> np.dtype:
     """Returns the dtype in which values of ``dtype`` are summed: float32 or wider for floats; integers keep their own."""
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype

@@ -128,7 +128,12 @@ class ClientTrainer(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """Reduction by addition: summands stream into one accumulator, in float32 (integers keep their type and wrap around)."""
+    """Reduction by addition: summands stream into one accumulator, in float32 (integers keep their type and wrap around).
+
+    weighted: whether the server multiplies each summand by its client's weight. A client of weight 0 is never added.
+    """
+
+    weighted: bool = False
 
 
 class Stacked(NamedTuple):
@@ -168,6 +173,11 @@ class Aggregator(NamedTuple):
     has the structure of an update.
     ``releases_empty``: whether a round of total weight 0 still yields an aggregate (noise over a fixed denominator does);
     elsewhere the server keeps its state in such a round.
+
+    What ``chain`` goes by, beside ``reduce`` (None: another stage of the chain reduces):
+    ``name`` for messages. ``sensitivity(bound) -> bound``: the L2 norm by which one client can change what leaves this stage,
+    given that of what enters it; None stands for no bound. ``calibrate(bound) -> Aggregator``, where given, makes the stage from
+    the bound at its place, as noise needs it. ``sums_only``: behind this stage the server sees only sums of messages.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -177,9 +187,13 @@ class Aggregator(NamedTuple):
         tuple[PyTree, Float[Array, ""], PyTree],
     ]
     receive: Callable[[PyTree, PyTree], PyTree]
-    reduce: Linear | Stacked
+    reduce: Linear | Stacked | None
     decode: Callable[[PyTree, Totals, PyTree, Key[Array, ""]], tuple[PyTree, PyTree, Mapping[str, Array]]]
     releases_empty: bool = False
+    name: str = "aggregator"
+    sensitivity: Callable[[float | None], float | None] = lambda bound: None
+    calibrate: Callable[[float], "Aggregator"] | None = None
+    sums_only: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +285,7 @@ class CohortSource(NamedTuple):
     a NumPy generator named by seed and round; ``last_client_metrics`` is None unless ``reads_metrics``.
     ``max_clients(num_clients)``: the most clients a round can have; the compiled program's capacity.
     ``description``: the source in words; a run is only resumed with the same.
+    ``repeats``: whether a cohort may hold a client more than once; room is then made for the largest client each time.
     """
 
     init: Callable[[int], PyTree]
@@ -278,6 +293,7 @@ class CohortSource(NamedTuple):
     max_clients: Callable[[int], int]
     description: str
     reads_metrics: bool = False
+    repeats: bool = False
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def test_next_token_with_padding_by_hand():
 
 def test_next_token_reads_inputs_and_targets_one_apart():
     task = next_token(DECODER, column="text")
-    params, frozen = task.init(jax.random.key(0))
+    params, frozen = jax.jit(task.init)(jax.random.key(0))
     assert frozen == ()
     batch = {"text": jnp.array([[1, 2, 3, 4, 0], [4, 3, 2, 1, 1]])}
     outputs = task.apply(params, frozen, batch, None)
@@ -58,18 +58,19 @@ def test_next_token_reads_inputs_and_targets_one_apart():
 
 def test_padding_gives_no_gradient_and_stays_finite():
     task = next_token(DECODER, pad_id=0)
-    params, frozen = task.init(jax.random.key(0))
+    params, frozen = jax.jit(task.init)(jax.random.key(0))
 
     def total(params, tokens):
         value, weight = task.loss(task.apply(params, frozen, {"tokens": tokens}, None), {"tokens": tokens})
         return jnp.sum(value * weight)
 
     text = jnp.array([[1, 2, 3, 0, 0]])
-    gradient = jax.grad(total)(params, jnp.concatenate([text, jnp.zeros_like(text)]))
+    gradient_of = jax.jit(jax.grad(total))
+    gradient = gradient_of(params, jnp.concatenate([text, jnp.zeros_like(text)]))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    alone = jax.grad(total)(params, text)
+    alone = gradient_of(params, text)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, alone)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.grad(total)(params, jnp.zeros_like(text))))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient_of(params, jnp.zeros_like(text))))
 
 
 def test_infinite_loss_at_padding_is_not_seen():
@@ -82,7 +83,7 @@ def test_infinite_loss_at_padding_is_not_seen():
 
 def test_the_key_reaches_the_model():
     task = next_token(decoder(vocab_size=5, num_layers=1, num_heads=1, width=4, max_length=4, dropout=0.5))
-    params, frozen = task.init(jax.random.key(0))
+    params, frozen = jax.jit(task.init)(jax.random.key(0))
     batch = {"tokens": jnp.array([[1, 2, 3, 4, 0]])}
     drawn, plain = (task.apply(params, frozen, batch, key)["logits"] for key in (jax.random.key(1), None))
     assert np.any(drawn != plain)

@@ -61,7 +61,9 @@ def _aggregate(aggregator, stacked_updates, weights, state, key):
     count = jnp.int32(weights.shape[0])
     totals = Totals(weights.sum(), valid.sum(), count, count)
     if isinstance(aggregator.reduce, Linear):
-        reduced = jax.tree.map(lambda leaf: leaf.astype(tree.sum_dtype(leaf.dtype)).sum(0, dtype=None), summands)
+        weighted = aggregator.reduce.weighted
+        summands = jax.vmap(lambda summand, weight: tree.summand(summand, weight, weighted))(summands, weights)
+        reduced = jax.tree.map(lambda leaf: leaf.sum(0, dtype=leaf.dtype), summands)
     else:
         reduced = Rows(summands, weights, valid)
     update, state, info = aggregator.decode(reduced, totals, state, decode_key)

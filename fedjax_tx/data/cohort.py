@@ -3,6 +3,7 @@
 import zlib
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedjax_tx import check
 from fedjax_tx.types import Cohort, CohortSource
@@ -79,10 +80,11 @@ def fixed_cohorts(ids: np.ndarray | list) -> CohortSource:
 
     checksum = zlib.crc32(np.concatenate([np.append(row, -1) for row in rows]).tobytes())
     description = f"fixed_cohorts({len(rows)} rounds, checksum {checksum:08x})"
-    return CohortSource(init, select, lambda num_clients: max(row.size for row in rows), description)
+    repeats = any(np.unique(row).size < row.size for row in rows)
+    return CohortSource(init, select, lambda num_clients: max(row.size for row in rows), description, repeats=repeats)
 
 
-def as_cohort(selected: Cohort | np.ndarray, num_clients: int, max_clients: int) -> Cohort:
+def as_cohort(selected: Cohort | ArrayLike, num_clients: int, max_clients: int) -> Cohort:
     """Returns what a source selected as a checked ``Cohort`` with all fields filled in."""
     cohort = selected if isinstance(selected, Cohort) else Cohort(selected)
     ids = _indices("the cohort's ids", cohort.ids)

@@ -73,12 +73,14 @@ def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndar
     return steps, epochs * sizes + np.minimum(rest * work.batch_size, sizes)
 
 
-def plan_capacity(sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int) -> Capacity:
-    """Returns capacities that hold any cohort of at most ``max_clients`` distinct clients."""
+def plan_capacity(
+    sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int, repeats: bool = False
+) -> Capacity:
+    """Returns capacities that hold any cohort of at most ``max_clients`` clients, distinct unless ``repeats``."""
     steps, rows = count_steps(sizes, work)
     busiest = np.sort(np.maximum(steps, 1))[::-1][:max_clients]
     longest_rows = np.sort(rows)[::-1][:max_clients]
-    if max_clients > sizes.size:  # clients can come more than once; each time counts like the largest
+    if repeats:  # a client that comes more than once counts each time, and any may be the largest
         busiest = np.full(max_clients, busiest.max(initial=1))
         longest_rows = np.full(max_clients, longest_rows.max(initial=0))
     lanes = max(1, min(num_lanes, max_clients))
@@ -118,8 +120,8 @@ def make_schedule(
         return out
 
     return Schedule(
-        np.int32(num_ticks),
-        np.int32(ids.size),
+        np.asarray(num_ticks, np.int32),
+        np.asarray(ids.size, np.int32),
         order,
         *grid,
         *start_events,
@@ -146,10 +148,10 @@ def stack(schedules: list[Schedule], length: int) -> Schedule:
     return Schedule(*arrays, covariates)
 
 
-def _per_client(name: str, value: int | np.ndarray, num_clients: int) -> np.ndarray:
+def _per_client(name: str, value: int | np.ndarray | None, num_clients: int) -> np.ndarray:
     if isinstance(value, np.ndarray) and value.size != num_clients:
         check.fail_value(name, f"to have {num_clients} entries, one for each client", f"{value.size} entries")
-    return np.broadcast_to(value, (num_clients,))
+    return np.broadcast_to(np.asarray(value), (num_clients,))
 
 
 def _pack(spans: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,5 +2,6 @@
 
 from fedjax_tx.models.attention import SelfAttention
 from fedjax_tx.models.decoder import decoder
+from fedjax_tx.models.generate import generate
 
-__all__ = ["SelfAttention", "decoder"]
+__all__ = ["SelfAttention", "decoder", "generate"]

@@ -83,7 +83,7 @@ def decoder(
       dropout: rate, 0 <= rate < 1, on the embeddings and on the output of each branch, where ``apply`` gets a key.
       tie_embeddings: whether the head is the transposed token embedding.
       dtype: type of the arithmetic, float32 or bfloat16; parameters, gradients and logits are float32 in both.
-      implementation: of ``jax.nn.dot_product_attention``: None (JAX chooses), "xla" or "cudnn".
+      implementation: of ``jax.nn.dot_product_attention``: "xla", "cudnn", or None: cuDNN on NVIDIA in bfloat16, else XLA.
       unroll: whether the layers are compiled one after another (faster to run) or as a loop (faster to compile).
 
     Raises:

@@ -25,10 +25,11 @@ _ENOUGH_WORSE = 1.1
 def choose_lanes(experiment: Experiment, execution: Execution, columns: dict) -> RoundFunction:
     """Returns the round function with the number of lanes whose rounds take the least time."""
     most = experiment.cohorts.max_clients(experiment.train.num_clients)
-    best, best_seconds, lanes = None, float("inf"), 1
-    while best is None or lanes <= most:
+    best = build_round(experiment, columns, 1, execution.rounds_per_call)
+    best_seconds, lanes = probe(best), 2
+    while lanes <= most:
         candidate = build_round(experiment, columns, lanes, execution.rounds_per_call)
-        seconds = probe(candidate) if lanes == 1 or fits(candidate) else float("inf")
+        seconds = probe(candidate) if fits(candidate) else float("inf")
         if seconds < best_seconds:
             best, best_seconds = candidate, seconds
         elif seconds > _ENOUGH_WORSE * best_seconds:

@@ -76,12 +76,12 @@ def run_pass(a_pass: Pass, begin: PassStart, columns: dict, schedule: Schedule, 
     lanes = tree.zeros(local, (num_lanes,))
     _, collected = lax.fori_loop(0, schedule.num_ticks, tick, (lanes, collected))
     valid = collected.weights > 0
-    totals = Totals(collected.weights.sum(), valid.sum(), schedule.num_clients, jnp.int32(population))
+    totals = Totals(collected.weights.sum(), valid.sum(), jnp.int32(schedule.num_clients), jnp.int32(population))
     reduced = Rows(collected.summands, collected.weights, valid) if stacked else collected.summands
     return PassEnd(reduced, totals, collected.client_states, collected.encoder_states, collected.metrics)
 
 
-def result_shapes(a_pass: Pass, begin: PassStart, infos: ClientInfo) -> tuple[PyTree, PyTree, Metrics]:
+def result_shapes(a_pass: Pass, begin: PassStart, infos: ClientInfo) -> tuple[PyTree, PyTree, PyTree]:
     """Returns the shapes of one client's ``local``, summand and metrics."""
 
     def one_client(begin, infos):
@@ -151,15 +151,16 @@ def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size,
 
 
 def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _Collected) -> _Collected:
-    linear = isinstance(a_pass.aggregator.reduce, Linear)
+    reduce = a_pass.aggregator.reduce
 
     def finish(event, collected):
         slot = schedule.finish_slot[event]
         local = tree.take(lanes, schedule.finish_lane[event])
         encoder_state = tree.take(collected.encoder_states, slot)
         result, summand, weight, encoder_state = _hand_over(a_pass, begin, tree.take(infos, slot), local, encoder_state)
-        if linear:
-            summands = jax.tree.map(lambda total, one: total + one.astype(total.dtype), collected.summands, summand)
+        if isinstance(reduce, Linear):
+            added = tree.summand(summand, weight, reduce.weighted)
+            summands = jax.tree.map(jnp.add, collected.summands, added)
         else:
             summands = tree.put(collected.summands, slot, summand)
         return _Collected(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt
 
 from fedjax_tx import prng, tree
 from fedjax_tx.data.schedule import Schedule
@@ -90,7 +90,7 @@ def run_rounds(
     make_algorithm,
     batch_sizes: tuple[int, ...],
     hyper: Hyper,
-    seed: Int[Array, ""],
+    seed: UInt[Array, ""],
     first_round: Int[Array, ""],
     num_rounds: Int[Array, ""],
     state: DeviceState,
@@ -145,7 +145,7 @@ def run_evaluation(
 
 
 def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population):
-    said = ({}, {}, {})
+    said: tuple[dict, dict, dict] = ({}, {}, {})
     empty = jnp.bool_(False)
     for number, (a_pass, schedule) in enumerate(zip(algorithm.passes, schedules, strict=True)):
         pass_key = prng.fold(round_key, "pass", number)

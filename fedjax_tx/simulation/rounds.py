@@ -109,7 +109,8 @@ class RoundFunction:
         """Selects the cohorts of the next rounds and packs them into lanes."""
         source, train = self.experiment.cohorts, self.experiment.train
         most, source_state = source.max_clients(train.num_clients), state.cohorts
-        cohorts, schedules = [], tuple([] for _ in self.works)
+        cohorts: list[Cohort] = []
+        schedules: tuple[list[Schedule], ...] = tuple([] for _ in self.works)
         for number in range(state.round, state.round + num_rounds):
             generator = prng.host_generator(state.seed, "cohort", number)
             selected, source_state = source.select(source_state, generator, state.last_metrics)
@@ -136,11 +137,12 @@ class RoundFunction:
         )
 
     def _refuse_repeats(self, cohort: Cohort, device: DeviceState) -> None:
-        if not jax.tree.leaves((device.clients, device.encoders)):
-            return
         ids, counts = np.unique(cohort.ids, return_counts=True)
-        if (counts > 1).any():
+        if (counts > 1).any() and jax.tree.leaves((device.clients, device.encoders)):
             check.fail_value("the cohort", "to hold each client once, since its state is kept", ids[counts > 1].tolist())
+        if (counts > 1).any() and not self.experiment.cohorts.repeats:
+            expected = "to hold each client once, as its source says (repeats=False)"
+            check.fail_value("the cohort", expected, ids[counts > 1].tolist())
 
 
 def make_round(experiment: Experiment, execution: Execution | None = None) -> RoundFunction:
@@ -179,7 +181,7 @@ def build_round(experiment: Experiment, columns: dict, num_lanes: int, rounds_pe
     most = source.max_clients(train.num_clients)
     algorithm = resolve(experiment.make_algorithm, experiment.hyper)
     works = tuple(experiment.local if a_pass.work is None else a_pass.work for a_pass in algorithm.passes)
-    capacities = tuple(plan_capacity(train.client_sizes, work, most, num_lanes) for work in works)
+    capacities = tuple(plan_capacity(train.client_sizes, work, most, num_lanes, source.repeats) for work in works)
     if rounds_per_call == "auto":
         words = sum(c.rows + 4 * c.ticks * c.lanes + 2 * c.ticks + 8 * c.clients for c in capacities)
         rounds_per_call = max(1, min(_MAX_ROUNDS_PER_CALL, _MAX_SCHEDULE_BYTES // (4 * words)))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -23,7 +24,8 @@ def make_reporter(rounds: int, done: int, enabled: bool = True, console: Console
     if not enabled:
         return Reporter(lambda text: None, lambda record, rate: None, lambda: None)
     console = Console() if console is None else console
-    live = console.is_terminal or console.is_jupyter
+    # Without ipywidgets, rich shows nothing live in a notebook.
+    live = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
     return _bar(console, rounds, done) if live else _lines(console, rounds)
 
 

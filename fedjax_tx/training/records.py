@@ -9,7 +9,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def append_lines(path: Path, records: list[Mapping[str, Any]]) -> None:
+def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Appends records to a JSONL file, one a line."""
     with path.open("a") as file:
         file.write(_lines(records))
@@ -108,14 +108,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
 
 
-def rewrite_lines(path: Path, records: list[Mapping[str, Any]]) -> None:
+def rewrite_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Replaces a JSONL file whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(_lines(records))
     os.replace(temporary, path)
 
 
-def _lines(records: list[Mapping[str, Any]]) -> str:
+def _lines(records: Sequence[Mapping[str, Any]]) -> str:
     """JSON has no NaN: what is not finite becomes null."""
     finite = [{name: None if _not_finite(value) else value for name, value in record.items()} for record in records]
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in finite)

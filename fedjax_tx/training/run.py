@@ -156,6 +156,7 @@ def _run(setup: _Setup, state: RoundState) -> RunResult:
     if directory is not None:
         last = {name: value for part in client_metrics for name, value in summarise(part, client_metrics[part]).items()}
         records.write_json(directory / "summary.json", {"stopped": stopped, "ledger": ledger, **last})
+    if manager is not None:
         manager.close()
     return RunResult(_params(state), state, history, ledger, client_metrics, stopped)
 

@@ -1,4 +1,6 @@
-"""Attention against softmax(Q K^T / sqrt(d_k)) V and Concat(heads) W^O in float64 NumPy, and its masks by their effect."""
+"""Attention against softmax(Q K^T / sqrt(d_k)) V and Concat(heads) W^O in float64 NumPy; masks, dropout by effect."""
+
+import types
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fedjax_tx.models.attention import Block, SelfAttention, drop
+from fedjax_tx.models.attention import Block, SelfAttention, drop, fastest_implementation
 
 WIDTH, HEADS, BATCH, TIME = 12, 3, 2, 7
 
@@ -91,6 +93,23 @@ def test_block_without_branches_is_the_identity():
     np.testing.assert_array_equal(block(draw_inputs(), key=jax.random.key(0)), draw_inputs())
 
 
+@pytest.mark.parametrize("silent", ["attention", "mlp"])
+def test_dropout_of_a_branch_keeps_the_expectation(silent):
+    rate, draws = 0.25, 2000
+    block = Block(WIDTH, HEADS, mlp_width=8, causal=True, dropout=rate, rngs=nnx.Rngs(0))
+    # With one branch silent the block is linear in what the other one adds, so that its mean over keys is exact.
+    for layer, name in ((block.attention.out, "attention"), (block.mlp_out, "mlp")):
+        layer.kernel.set_value((name != silent) * 10.0 * layer.kernel[...])
+    graph, parameters = nnx.split(block)
+    apply = jax.jit(lambda x, key: nnx.merge(graph, parameters)(x, key=key))
+    outputs = jax.vmap(apply, (None, 0))(draw_inputs(), jax.random.split(jax.random.key(0), draws))
+    want = apply(draw_inputs(), None)
+    branch = np.abs(np.asarray(want - draw_inputs()))
+    error = np.abs(np.asarray(outputs.mean(0) - want))
+    assert branch.mean() > 0.01
+    assert np.all(error <= 5 * branch * np.sqrt(rate / (1 - rate) / draws) + 1e-5)
+
+
 def test_drop_keeps_the_expectation_and_tells_sites_apart():
     rate, ones = 0.3, jnp.ones(40_000)
     dropped = drop(ones, rate, jax.random.key(0), site=0)
@@ -118,3 +137,20 @@ def test_drop_keeps_the_expectation_and_tells_sites_apart():
 def test_wrong_arguments_are_named(error, name, options):
     with pytest.raises(error, match=name):
         SelfAttention(**{"width": WIDTH, "num_heads": HEADS, "causal": True, "rngs": nnx.Rngs(0), **options})
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "dtype", "head_width", "expected"),
+    [
+        ("gpu", "PJRT C API\ncuda 12090", jnp.bfloat16, 64, "cudnn"),
+        ("gpu", "PJRT C API\ncuda 12090", jnp.float32, 64, "xla"),
+        ("gpu", "PJRT C API\ncuda 12090", jnp.bfloat16, 12, "xla"),
+        ("gpu", "rocm 60000", jnp.bfloat16, 64, "xla"),
+        ("tpu", "libtpu", jnp.bfloat16, 64, "xla"),
+    ],
+)
+def test_cudnn_is_chosen_on_nvidia_in_half_precision_only(monkeypatch, backend, version, dtype, head_width, expected):
+    device = types.SimpleNamespace(client=types.SimpleNamespace(platform_version=version))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert fastest_implementation(dtype, head_width) == expected

@@ -1,0 +1,29 @@
+"""Strict tests: shapes and types of every annotated function are checked, and warnings that our code causes are errors."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("fedjax_tx", "typechecker.check")
+
+import problems
+import pytest
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error:::fedjax_tx")
+    config.addinivalue_line("filterwarnings", "error::FutureWarning:jax._src.ops.scatter")
+
+
+@pytest.fixture
+def clients():
+    """Six clients of 5, 0, 1, 9, 3 and 7 examples in two dimensions and three classes."""
+    return problems.ragged_clients()
+
+
+@pytest.fixture
+def texts():
+    """Three clients of 2, 1 and 3 short texts."""
+    return problems.text_clients()

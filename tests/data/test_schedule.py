@@ -1,0 +1,269 @@
+"""Schedules by their laws: every example of every epoch once, lanes never shared, room for every cohort, order from names."""
+
+import numpy as np
+import pytest
+
+from fedjax_tx.data.cohort import as_cohort
+from fedjax_tx.data.schedule import count_steps, make_schedule, plan_capacity, stack, useful_share
+from fedjax_tx.types import Cohort, LocalWork
+
+
+def plan(sizes, work, ids=None, lanes=2, max_clients=None, seed=0, round_number=0):
+    sizes = np.asarray(sizes)
+    ids = np.arange(sizes.size) if ids is None else np.asarray(ids, np.int64)
+    capacity = plan_capacity(sizes, work, ids.size if max_clients is None else max_clients, lanes)
+    cohort = as_cohort(ids, sizes.size, capacity.clients)
+    offsets = np.append(0, np.cumsum(sizes))
+    return make_schedule(cohort, offsets, work, capacity, seed, round_number)
+
+
+def events(bounds, lanes, slots) -> list[tuple[int, int, int]]:
+    """(tick, lane, slot) of each event."""
+    ticks = range(bounds.size - 1)
+    return [(tick, int(lanes[at]), int(slots[at])) for tick in ticks for at in range(bounds[tick], bounds[tick + 1])]
+
+
+def batches(schedule) -> dict[int, list[list[int]]]:
+    """Replays a schedule as the executor does and returns each slot's batches of data rows, checking the laws of lanes."""
+    assert schedule.num_ticks <= schedule.count.shape[0]
+    starts = events(schedule.starts, schedule.start_lane, schedule.start_slot)
+    finishes = events(schedule.finishes, schedule.finish_lane, schedule.finish_slot)
+    slots = list(range(schedule.num_clients))
+    assert sorted(slot for _, _, slot in starts) == sorted(slot for _, _, slot in finishes) == slots
+    at_work: dict[int, int] = {}
+    taken: dict[int, list[list[int]]] = {slot: [] for slot in slots}
+    for tick in range(schedule.num_ticks):
+        for _, lane, slot in (event for event in starts if event[0] == tick):
+            assert lane not in at_work, "a lane serves two clients"
+            at_work[lane] = slot
+        for lane in range(schedule.count.shape[1]):
+            count, first = schedule.count[tick, lane], schedule.first[tick, lane]
+            if count:
+                slot = at_work[lane]
+                assert schedule.slot[tick, lane] == slot
+                assert schedule.step[tick, lane] == len(taken[slot])
+                taken[slot].append(schedule.order[first : first + count].tolist())
+        for _, lane, slot in (event for event in finishes if event[0] == tick):
+            assert at_work.pop(lane) == slot
+    assert not at_work
+    assert not schedule.count[schedule.num_ticks :].any()
+    return taken
+
+
+def check_laws(sizes, work, ids, lanes, **options):
+    schedule = plan(sizes, work, ids, lanes, **options)
+    sizes, offsets = np.asarray(sizes), np.append(0, np.cumsum(sizes))
+    taken = batches(schedule)
+    for slot, client in enumerate(ids):
+        size = int(sizes[client])
+        rows = list(range(offsets[client], offsets[client] + size))
+        per_epoch = -(-size // work.batch_size)
+        got = taken[slot]
+        epochs = work.epochs if work.epochs is None or isinstance(work.epochs, int) else int(work.epochs[client])
+        steps = work.steps if work.steps is None or isinstance(work.steps, int) else int(work.steps[client])
+        wanted = epochs * per_epoch if steps is None else (steps if size else 0)
+        assert len(got) == wanted == schedule.num_steps[slot]
+        assert schedule.num_examples[slot] == size
+        for start in range(0, len(got), max(per_epoch, 1)):
+            epoch = got[start : start + per_epoch]
+            lengths = [len(batch) for batch in epoch]
+            full = [min(work.batch_size, size - number * work.batch_size) for number in range(per_epoch)]
+            assert lengths == full[: len(epoch)]
+            used = [row for batch in epoch for row in batch]
+            assert len(set(used)) == len(used)
+            assert set(used) <= set(rows)
+            if len(epoch) == per_epoch:
+                assert sorted(used) == rows
+            if not work.shuffle:
+                assert used == rows[: len(used)]
+    # Lanes are contiguous from tick 0: a lane that falls dry stays dry, but for the empty tick of a client without a step.
+    busy = schedule.count[: schedule.num_ticks] > 0
+    if schedule.num_steps[: len(ids)].all():
+        assert (np.diff(busy.astype(int), axis=0) <= 0).all()
+    return schedule
+
+
+@pytest.mark.parametrize("case", range(60))
+def test_laws_hold_for_random_sizes_lanes_batches_and_work(case):
+    generator = np.random.default_rng(case)
+    num_clients = int(generator.integers(1, 12))
+    sizes = np.minimum(generator.lognormal(1.0, 1.2, num_clients), 40).astype(int)
+    amount = [
+        {"epochs": int(generator.integers(1, 4))},
+        {"steps": int(generator.integers(1, 9))},
+        {"epochs": generator.integers(0, 4, num_clients)},
+        {"steps": generator.integers(0, 9, num_clients)},
+    ][case % 4]
+    work = LocalWork(batch_size=int(generator.integers(1, 7)), shuffle=bool(case % 3), **amount)
+    most = int(generator.integers(0, num_clients + 1))
+    for lanes in (1, 2, 3, 5, 16):
+        cohort = generator.permutation(num_clients)[: generator.integers(0, most + 1)]
+        check_laws(sizes, work, cohort.tolist(), lanes, max_clients=most, round_number=case)
+
+
+def test_capacities_hold_the_most_demanding_cohorts():
+    sizes = np.array([1, 30, 2, 29, 3, 28, 0, 4])
+    for batch_size in (1, 4):
+        work = LocalWork(batch_size=batch_size, epochs=2)
+        for most in range(1, 9):
+            largest = np.argsort(-sizes, kind="stable")[:most]
+            for lanes in range(1, 9):
+                check_laws(sizes, work, largest.tolist(), lanes, max_clients=most)
+
+
+def test_capacities_do_not_depend_on_the_cohort_and_bound_what_is_stored():
+    sizes = np.arange(10)
+    work = LocalWork(batch_size=2)
+    shapes = {
+        tuple(np.shape(array) for array in plan(sizes, work, ids, 3, max_clients=4)[:-1])
+        for ids in ([], [0], [9, 8], [1, 2, 3, 4])
+    }
+    assert len(shapes) == 1
+
+
+def test_room_for_a_client_that_comes_more_than_once_is_made_where_the_source_says_so():
+    sizes, work = np.array([9, 1, 1]), LocalWork(batch_size=2)
+    capacity = plan_capacity(sizes, work, 2, 1, repeats=True)
+    cohort = as_cohort([0, 0], 3, 2)
+    taken = batches(make_schedule(cohort, np.array([0, 9, 10, 11]), work, capacity, 0, 0))
+    assert [sorted(sum(rows, [])) for rows in taken.values()] == [list(range(9))] * 2
+
+
+def test_more_places_than_clients_hold_repeats_too():
+    sizes, work = np.array([9, 1]), LocalWork(batch_size=2)
+    capacity = plan_capacity(sizes, work, 3, 2, repeats=True)
+    schedule = make_schedule(as_cohort([0, 0, 0], 2, 3), np.array([0, 9, 10]), work, capacity, 0, 0)
+    assert [len(rows) for rows in batches(schedule).values()] == [5, 5, 5]
+
+
+def test_the_longest_client_starts_first_and_each_goes_to_the_lane_that_is_free_soonest():
+    schedule = plan([1, 4, 2, 3, 2], LocalWork(batch_size=1), lanes=2)
+    starts = events(schedule.starts, schedule.start_lane, schedule.start_slot)
+    # 4 on lane 0; 3 on lane 1; then 2 at tick 3 on lane 1; 2 at tick 4 on lane 0; 1 at tick 5 on lane 1.
+    assert sorted(starts) == [(0, 0, 1), (0, 1, 3), (3, 1, 2), (4, 0, 4), (5, 1, 0)]
+    assert schedule.num_ticks == 6
+
+
+def test_the_last_batch_of_each_epoch_is_short():
+    schedule = plan([5], LocalWork(batch_size=2, epochs=2, shuffle=False), lanes=1)
+    assert schedule.count[: schedule.num_ticks, 0].tolist() == [2, 2, 1, 2, 2, 1]
+    assert batches(schedule)[0] == [[0, 1], [2, 3], [4], [0, 1], [2, 3], [4]]
+
+
+def test_steps_go_through_the_data_as_often_as_that_takes_and_stop_in_the_middle():
+    schedule = plan([3], LocalWork(batch_size=2, steps=5, shuffle=False), lanes=1)
+    assert batches(schedule)[0] == [[0, 1], [2], [0, 1], [2], [0, 1]]
+
+
+def test_steps_and_rows_by_hand():
+    sizes = np.array([5, 0, 1])
+    steps, rows = count_steps(sizes, LocalWork(batch_size=2, epochs=3))
+    assert (steps.tolist(), rows.tolist()) == ([9, 0, 3], [15, 0, 3])
+    steps, rows = count_steps(sizes, LocalWork(batch_size=2, steps=4))
+    assert (steps.tolist(), rows.tolist()) == ([4, 0, 4], [7, 0, 4])
+    steps, rows = count_steps(sizes, LocalWork(batch_size=2, epochs=np.array([2, 5, 0])))
+    assert (steps.tolist(), rows.tolist()) == ([6, 0, 0], [10, 0, 0])
+    steps, rows = count_steps(sizes, LocalWork(batch_size=2, steps=np.array([2, 3, 1])))
+    assert (steps.tolist(), rows.tolist()) == ([2, 0, 1], [4, 0, 1])
+
+
+@pytest.mark.parametrize("amount", ["epochs", "steps"])
+def test_work_for_another_number_of_clients_is_refused_by_name(amount):
+    work = LocalWork(batch_size=2, **{amount: np.array([1, 2])})
+    with pytest.raises(ValueError, match=f"expected {amount} to have 3 entries, one for each client, got '2 entries'"):
+        count_steps(np.array([1, 1, 1]), work)
+
+
+def orders(ids, lanes=2, seed=0, round_number=0, epochs=2, batch_size=3) -> dict[int, list[int]]:
+    sizes = [8, 3, 12, 9]
+    schedule = plan(sizes, LocalWork(batch_size=batch_size, epochs=epochs), ids, lanes, None, seed, round_number)
+    return {int(ids[slot]): sum(taken, []) for slot, taken in batches(schedule).items()}
+
+
+def test_shuffles_do_not_depend_on_cohort_order_lanes_or_batches():
+    want = orders([0, 1, 2, 3])
+    assert orders([3, 0, 2, 1], lanes=1) == want
+    assert orders([2, 3, 1, 0], lanes=4) == want
+    assert orders([0, 1, 2, 3], batch_size=5) == want
+    assert orders([2]) == {2: want[2]}
+
+
+def test_a_shorter_run_of_epochs_is_the_beginning_of_a_longer_one():
+    longer = orders([0, 2], epochs=3)
+    assert {client: rows[: len(rows) * 2 // 3] for client, rows in longer.items()} == orders([0, 2], epochs=2)
+
+
+def test_shuffles_differ_between_seeds_rounds_clients_and_epochs():
+    one = orders([0, 2, 3])
+    assert orders([0, 2, 3], seed=1)[2] != one[2]
+    assert orders([0, 2, 3], round_number=1)[2] != one[2]
+    assert one[2][:12] != one[2][12:]
+    same_size = plan([12, 12], LocalWork(batch_size=12), lanes=1)
+    first, second = (taken[0] for taken in batches(same_size).values())
+    assert first != [row - 12 for row in second]
+
+
+def test_shuffles_are_uniform():
+    counts = np.zeros((3, 3))
+    for round_number in range(600):
+        taken = batches(plan([3], LocalWork(batch_size=1), lanes=1, round_number=round_number))[0]
+        for place, (row,) in enumerate(taken):
+            counts[place, row] += 1
+    np.testing.assert_allclose(counts, 200, atol=5 * np.sqrt(600 * 2 / 9))
+
+
+def test_without_shuffling_the_stored_order_is_kept_in_every_round():
+    for round_number in range(3):
+        schedule = plan([4, 2], LocalWork(batch_size=3, shuffle=False), round_number=round_number)
+        assert batches(schedule) == {0: [[0, 1, 2], [3]], 1: [[4, 5]]}
+
+
+def test_useful_share_by_hand():
+    # Lane 0: 5 examples in 3 batches; lane 1: 2 in 1, then 1 in 1. 3 ticks x 2 lanes x batches of 2 = 12 slots.
+    schedule = plan([5, 2, 1], LocalWork(batch_size=2), lanes=2)
+    assert schedule.num_ticks == 3
+    assert useful_share(schedule, 2) == 8 / 12
+
+
+def test_one_lane_of_whole_batches_wastes_nothing():
+    assert useful_share(plan([4, 8, 2], LocalWork(batch_size=2), lanes=1), 2) == 1.0
+
+
+def test_an_empty_cohort_has_no_tick_and_no_useful_share():
+    schedule = plan([3, 4], LocalWork(batch_size=2), ids=[], max_clients=2)
+    assert (schedule.num_ticks, schedule.num_clients) == (0, 0)
+    assert batches(schedule) == {}
+    assert useful_share(schedule, 2) == 0.0
+
+
+def test_a_client_without_an_example_starts_and_finishes_without_a_batch():
+    schedule = plan([0, 3], LocalWork(batch_size=2), lanes=1)
+    assert batches(schedule)[0] == []
+    assert sorted(sum(batches(schedule)[1], [])) == [0, 1, 2]
+    assert schedule.num_steps[:2].tolist() == [0, 2]
+    assert schedule.num_ticks == 3  # the client without data holds its lane for one
+
+
+def test_only_clients_without_an_example_still_come_and_go():
+    schedule = plan([0, 0, 0], LocalWork(batch_size=2), lanes=2)
+    assert batches(schedule) == {0: [], 1: [], 2: []}
+    assert schedule.num_ticks == 2
+
+
+def test_versions_and_covariates_go_to_their_slots():
+    sizes, work = np.array([2, 2, 2]), LocalWork(batch_size=2)
+    capacity = plan_capacity(sizes, work, 3, 1)
+    cohort = as_cohort(Cohort(np.array([2, 0]), np.array([5, 6]), {"delay": np.array([0.5, 1.5])}), 3, 3)
+    schedule = make_schedule(cohort, np.array([0, 2, 4, 6]), work, capacity, 0, 0)
+    assert schedule.ids.tolist() == [2, 0, 0]
+    assert schedule.version.tolist() == [5, 6, 0]
+    assert schedule.covariates["delay"].tolist() == [0.5, 1.5, 0.0]
+
+
+def test_stacked_schedules_repeat_the_last_to_fill_up():
+    sizes, work = [3, 5], LocalWork(batch_size=2)
+    one, two = (plan(sizes, work, ids, max_clients=2) for ids in ([0], [1, 0]))
+    stacked = stack([one, two], 4)
+    assert stacked.num_clients.tolist() == [1, 2, 2, 2]
+    np.testing.assert_array_equal(stacked.order[0], one.order)
+    np.testing.assert_array_equal(stacked.order[3], two.order)
