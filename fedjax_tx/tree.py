@@ -1,9 +1,11 @@
 """Small functions over pytrees that several layers share."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from fedjax_tx.types import PyTree
 
@@ -57,6 +59,11 @@ def summand(value: PyTree, weight: Array, weighted: bool) -> PyTree:
     return jax.tree.map(leaf, value)
 
 
+def norm(tree: PyTree) -> Float[Array, ""]:
+    """Returns the L2 norm over all leaves together, in float32."""
+    return jnp.sqrt(sum(jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(tree)))
+
+
 def sum_dtype(dtype: np.dtype) -> np.dtype:
     """Returns the dtype in which values of ``dtype`` are summed: float32 or wider for floats; integers keep their own."""
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
@@ -70,3 +77,42 @@ def num_bytes(shapes: PyTree) -> int:
 def first_shapes(tree: PyTree) -> PyTree:
     """Returns the shapes of one row of every leaf."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Structure:
+    """What a pytree of arrays looks like, without the arrays: turns such trees into one vector and back.
+
+    A state that JAX does not see as an array, so ``vmap`` and ``jit`` carry it along at no cost.
+
+    Example:
+      >>> structure = Structure.of({"a": jnp.zeros(2), "b": jnp.zeros((1, 3))})
+      >>> structure.size, structure.unravel(jnp.arange(5.0))["b"].tolist()
+      (5, [[2.0, 3.0, 4.0]])
+    """
+
+    treedef: jax.tree_util.PyTreeDef
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tree: PyTree) -> "Structure":
+        """Returns the structure of a tree of arrays, or of anything with shapes."""
+        leaves, treedef = jax.tree.flatten(tree)
+        return cls(treedef, tuple(tuple(leaf.shape) for leaf in leaves))
+
+    @property
+    def size(self) -> int:
+        """How many numbers such a tree holds."""
+        return sum(int(np.prod(shape)) for shape in self.shapes)
+
+    def ravel(self, tree: PyTree) -> Float[Array, "size"]:
+        """Returns all numbers of a tree of this structure as one float32 vector."""
+        return jnp.concatenate([leaf.reshape(-1).astype(jnp.float32) for leaf in jax.tree.leaves(tree)])
+
+    def unravel(self, vector: Float[Array, "size"]) -> PyTree:
+        """Returns the tree that ``ravel`` made a vector of, in float32."""
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1]
+        parts = jnp.split(vector, ends)
+        leaves = [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return jax.tree.unflatten(self.treedef, leaves)

@@ -176,7 +176,8 @@ class Aggregator(NamedTuple):
 
     What ``chain`` goes by, beside ``reduce`` (None: another stage of the chain reduces):
     ``name`` for messages. ``sensitivity(bound) -> bound``: the L2 norm by which one client can change what leaves this stage,
-    given that of what enters it; None stands for no bound. ``calibrate(bound) -> Aggregator``, where given, makes the stage from
+    given that of what enters it; None stands for no bound. ``reads_update``: whether encode looks into the update, so that it
+    can't stand behind a stage that packs it into a message of another form (one with a ``receive``). ``calibrate(bound) -> Aggregator``, where given, makes the stage from
     the bound at its place, as noise needs it. ``sums_only``: behind this stage the server sees only sums of messages.
     """
 
@@ -194,6 +195,7 @@ class Aggregator(NamedTuple):
     sensitivity: Callable[[float | None], float | None] = lambda bound: None
     calibrate: Callable[[float], "Aggregator"] | None = None
     sums_only: bool = False
+    reads_update: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,27 @@
-"""How updates become one."""
+"""How updates become one: reductions, and stages to chain before and behind them."""
 
 from fedjax_tx.aggregation.apply import aggregate
-from fedjax_tx.aggregation.linear import mean, nothing
+from fedjax_tx.aggregation.chain import chain, check_complete, stage
+from fedjax_tx.aggregation.clip import clip_norm
+from fedjax_tx.aggregation.compression import drive, top_k
+from fedjax_tx.aggregation.integers import integer_mean
+from fedjax_tx.aggregation.linear import fixed_mean, mean, nothing
+from fedjax_tx.aggregation.noise import gaussian_noise
+from fedjax_tx.aggregation.robust import krum, median
 
-__all__ = ["aggregate", "mean", "nothing"]
+__all__ = [
+    "aggregate",
+    "chain",
+    "check_complete",
+    "clip_norm",
+    "drive",
+    "fixed_mean",
+    "gaussian_noise",
+    "integer_mean",
+    "krum",
+    "mean",
+    "median",
+    "nothing",
+    "stage",
+    "top_k",
+]

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from fedjax_tx import check, prng, tree
+from fedjax_tx.aggregation.chain import check_complete
 from fedjax_tx.types import Aggregator, Linear, PyTree, Rows, Totals
 
 
@@ -30,7 +32,7 @@ def aggregate(
       >>> update["w"].tolist()
       [2.0]
     """
-    check.instance("aggregator", aggregator, Aggregator, "an Aggregator")
+    check_complete("aggregator", aggregator)
     weights = _checked_weights(weights)
     leaves = jax.tree_util.tree_leaves_with_path(stacked_updates)
     for path, leaf in leaves:
@@ -41,13 +43,13 @@ def aggregate(
         check.fail_type("key", "a JAX key made by jax.random.key", key)
     key = jax.random.key(0) if key is None else key
     stacked_updates = jax.tree.map(jnp.asarray, stacked_updates)
-    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stacked_updates)
-    state = aggregator.init(template) if state is None else state
-    return _aggregate(aggregator, stacked_updates, weights, state, key)
+    return aggregate_arrays(aggregator, stacked_updates, weights, state, key)
 
 
-def _aggregate(aggregator, stacked_updates, weights, state, key):
+def aggregate_arrays(aggregator: Aggregator, stacked_updates: PyTree, weights: Array, state: PyTree, key) -> tuple:
+    """Does what ``aggregate`` does, without its checks: fit for ``jit``."""
     template = tree.take(stacked_updates, 0)
+    state = aggregator.init(template) if state is None else state
     round_key, decode_key = prng.fold(key, "round"), prng.fold(key, "decode")
     client_keys = jax.vmap(lambda client: prng.fold(key, "client", client))(jnp.arange(weights.shape[0]))
 

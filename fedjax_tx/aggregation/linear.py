@@ -1,8 +1,10 @@
-"""Aggregation by addition: the weighted mean, and nothing at all."""
+"""Reductions by addition: the weighted mean, a mean over a fixed denominator, and nothing at all."""
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_tx import check
+from fedjax_tx.aggregation.chain import passed_on, stage
 from fedjax_tx.types import Aggregator, Linear
 
 
@@ -22,7 +24,41 @@ def mean() -> Aggregator:
         scale = 1 / jnp.where(totals.weight > 0, totals.weight, 1)
         return jax.tree.map(lambda leaf: leaf * scale, reduced), state, {}
 
-    return Aggregator(_no_state, _no_state, _unchanged, _as_is, Linear(weighted=True), decode, name="mean()")
+    return stage("mean()", reduce=Linear(weighted=True), decode=decode, reads_update=False)
+
+
+def fixed_mean(denominator: float) -> Aggregator:
+    """The sum of the updates over a number that does not depend on who came: the mean of differential privacy.
+
+    Each client counts once, whatever its weight (a weight of 0 still takes no part). One client changes the result by at most
+    its own norm over the denominator, so noise can be calibrated behind it. A round to which nobody came gives 0, and counts.
+
+    Args:
+      denominator: > 0, as a rule the expected number of clients.
+
+    Example:
+      >>> import fedjax_tx as ftx
+      >>> update, _, _ = ftx.aggregation.aggregate(fixed_mean(4), {"w": jnp.array([1.0, 4.0])}, jnp.array([2.0, 1.0]))
+      >>> float(update["w"])
+      1.25
+    """
+    check.number("denominator", denominator, above=0)
+
+    def encode(update, weight, shared, client_state, client_key, round_key):
+        return update, (weight > 0).astype(jnp.float32), client_state
+
+    def decode(reduced, totals, state, key):
+        return jax.tree.map(lambda leaf: leaf / denominator, reduced), state, {}
+
+    return stage(
+        f"fixed_mean({denominator})",
+        encode=encode,
+        reduce=Linear(),
+        decode=decode,
+        releases_empty=True,
+        reads_update=False,
+        sensitivity=lambda bound: None if bound is None else bound / denominator,
+    )
 
 
 def nothing() -> Aggregator:
@@ -32,20 +68,4 @@ def nothing() -> Aggregator:
       >>> nothing().decode({}, None, (), None)
       ({}, (), {})
     """
-
-    def decode(reduced, totals, state, key):
-        return reduced, state, {}
-
-    return Aggregator(_no_state, _no_state, _unchanged, _as_is, Linear(), decode, name="nothing()")
-
-
-def _unchanged(update, weight, shared, client_state, client_key, round_key):
-    return update, weight, client_state
-
-
-def _no_state(update):
-    return ()
-
-
-def _as_is(message, shared):
-    return message
+    return stage("nothing()", reduce=Linear(), decode=passed_on, reads_update=False)

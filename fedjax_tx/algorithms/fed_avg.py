@@ -12,7 +12,7 @@ optimiser as if it were a gradient; server SGD at rate 1 is the equation above. 
 import optax
 
 from fedjax_tx import check
-from fedjax_tx.aggregation import mean, nothing
+from fedjax_tx.aggregation import check_complete, mean, nothing
 from fedjax_tx.algorithms.server import broadcast_model, init_server, optax_server
 from fedjax_tx.clients import local_evaluation, local_sgd
 from fedjax_tx.types import Aggregator, FederatedAlgorithm, Pass, Task
@@ -43,7 +43,7 @@ def fed_avg(
     check.instance("task", task, Task, "a Task")
     check.instance("client_optimizer", client_optimizer, optax.GradientTransformation, "an optax optimiser")
     check.instance("server_optimizer", server_optimizer, optax.GradientTransformation, "an optax optimiser")
-    check.instance("aggregator", aggregator, Aggregator, "an Aggregator")
+    check_complete("aggregator", aggregator)
     combine = optax_server(server_optimizer)
     training = Pass(local_sgd(task, client_optimizer), aggregator, broadcast_model, combine)
     return FederatedAlgorithm(init_server(task, server_optimizer), (training,), model_evaluation(task))

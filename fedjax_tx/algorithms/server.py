@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from fedjax_tx import check
+from fedjax_tx import check, tree
 from fedjax_tx.clients import ModelBroadcast
 from fedjax_tx.types import PyTree, ServerState, Task
 
@@ -49,10 +49,11 @@ def optax_server(optimizer: optax.GradientTransformation) -> Callable[..., tuple
     check.instance("optimizer", optimizer, optax.GradientTransformation, "an optax optimiser")
 
     def combine(state: ServerState, aggregate: PyTree, key) -> tuple[ServerState, dict]:
-        delta = aggregate["delta"]
+        # Sums come in float32: the optimiser's state keeps the parameters' own dtypes.
+        delta = jax.tree.map(lambda leaf, param: leaf.astype(param.dtype), aggregate["delta"], state.params)
         updates, optimizer_state = optimizer.update(delta, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        info = {"update_norm": optax.global_norm(delta)}
+        info = {"update_norm": tree.norm(delta)}
         return state._replace(params=params, optimizer=optimizer_state), info
 
     return combine

@@ -71,6 +71,6 @@ def probe(round_fn: RoundFunction) -> float:
     ticks = 1
     while ticks < max(full) and seconds(ticks) < _PROBE_SECONDS:
         ticks *= 2
-    ticks = min(ticks, max(full))
+    ticks = max(1, min(ticks, max(full)))  # the first cohort may be empty
     few, many = (float(np.median([seconds(count) for _ in range(_REPEATS)])) for count in (0, ticks))
     return few + max(many - few, 1e-9) / ticks * max(full)

@@ -18,8 +18,11 @@ def assert_close(left, right, rtol=1e-4, atol=1e-6):
 
 
 def assert_equal(left, right):
+    def plain(leaf):
+        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
     assert jax.tree.structure(left) == jax.tree.structure(right)
-    jax.tree.map(np.testing.assert_array_equal, left, right)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(plain(a), plain(b)), left, right)
 
 
 # ---- invariant 1: against a plain loop, and among all ways to run
@@ -91,7 +94,7 @@ def test_a_transformer_with_dropout_does_not_depend_on_lanes():
     task = problems.text_task(dropout=0.3)
 
     def make_algorithm(hyper):
-        return ftx.algorithms.fed_avg(task, client_optimizer=optax.adam(1e-2))
+        return ftx.algorithms.fed_avg(task, client_optimizer=optax.sgd(0.3, momentum=0.9))
 
     results = []
     for num_lanes, cohort in ((1, [0, 1, 2]), (3, [2, 0, 1])):
@@ -131,7 +134,7 @@ def poisoned(client: int) -> ftx.data.FederatedDataset:
     return ftx.data.FederatedDataset(columns, data.offsets, data.client_ids)
 
 
-@pytest.mark.parametrize("bad", [0, 3, 5])
+@pytest.mark.parametrize("bad", [0, 5])
 def test_the_data_of_a_client_that_is_not_in_the_cohort_is_never_seen(bad):
     cohorts = ftx.data.fixed_cohorts([[client for client in range(6) if client != bad]])
     clean, _ = problems.play(problems.experiment(cohorts=cohorts), 2, 3)
@@ -394,13 +397,24 @@ def test_passes_that_report_the_same_name_are_refused_by_name():
 # ---- reductions
 
 
-def deltas(algorithm_aggregator, **changes):
-    """FedAvg with another aggregator and a server that only keeps the aggregate."""
+def fed_avg_with(aggregator):
+    """FedAvg with another aggregator."""
+    return ftx.algorithms.fed_avg(problems.LOGISTIC, optax.sgd(0.1), aggregator=aggregator)
 
-    def make_algorithm(hyper):
-        return ftx.algorithms.fed_avg(problems.LOGISTIC, optax.sgd(hyper["client_lr"]), aggregator=algorithm_aggregator)
 
-    return problems.experiment(make_algorithm, **changes)
+WITH_MEAN = fed_avg_with(ftx.aggregation.mean())
+
+
+def own_updates(cohort):
+    """What each client alone moves the parameters by."""
+    updates = {}
+    for client in cohort:
+        cohorts = ftx.data.fixed_cohorts([[client], range(6)])
+        round_fn = ftx.make_round(problems.experiment(WITH_MEAN, cohorts=cohorts), ftx.Execution(num_lanes=1))
+        start = round_fn.init()
+        state, _ = round_fn(start)
+        updates[client] = jax.device_get(tree.subtract(start.device.server.params, state.device.server.params))
+    return updates
 
 
 @pytest.mark.parametrize(("num_lanes", "cohort"), [(1, [0, 2, 3, 4, 5]), (3, [5, 1, 3, 0, 2, 4])])
@@ -410,29 +424,25 @@ def test_the_coordinate_median_over_stacked_rows_is_numpys(num_lanes, cohort):
             real = reduced.valid.reshape(-1, *[1] * (rows.ndim - 1))
             return jnp.nanmedian(jnp.where(real, rows, jnp.nan), axis=0)
 
-        rows = jax.tree.map(lambda leaf: leaf[:, 0] if leaf.ndim == 2 else leaf[:, 0, 0], reduced.summands)
-        return jax.tree.map(leaf, reduced.summands), state, {"rows": rows["delta"]["b"], "weights": reduced.weights}
+        told = {"rows": reduced.summands["delta"]["b"][:, 0], "weights": reduced.weights}
+        return jax.tree.map(leaf, reduced.summands), state, told
 
     aggregator = ftx.aggregation.nothing()._replace(reduce=ftx.Stacked(), decode=median)
     # A longer cohort later leaves a slot empty in the first.
-    experiment = deltas(aggregator, cohorts=ftx.data.fixed_cohorts([cohort, [0, 1, 2, 3, 4, 5]]))
+    experiment = problems.experiment(fed_avg_with(aggregator), cohorts=ftx.data.fixed_cohorts([cohort, range(6)]))
     state, (info,) = problems.play(experiment, 1, num_lanes)
     start = ftx.make_round(experiment, ftx.Execution(num_lanes=1)).init().device.server.params
-    updates = []
-    for client in (0, 2, 3, 4, 5):  # client 1 has no example
-        alone, _ = problems.play(deltas(ftx.aggregation.mean(), cohorts=ftx.data.fixed_cohorts([[client]])), 1)
-        updates.append(jax.device_get(tree.subtract(start, alone.device.server.params)))
-    want = jax.tree.map(lambda *leaves: np.median(np.stack(leaves), axis=0), *updates)
+    updates = own_updates((0, 2, 3, 4, 5))  # client 1 has no example
+    want = jax.tree.map(lambda *leaves: np.median(np.stack(leaves), axis=0), *updates.values())
     assert_close(tree.subtract(start, state.device.server.params), want, rtol=1e-3, atol=1e-5)
     # Rows stand in the order of the cohort.
-    by_client = dict(zip((0, 2, 3, 4, 5), (update["b"][0] for update in updates), strict=True)) | {1: 0.0}
-    rows = [by_client[client] for client in cohort] + [0.0] * (6 - len(cohort))
+    rows = [updates[client]["b"][0] if client in updates else 0.0 for client in cohort] + [0.0] * (6 - len(cohort))
     np.testing.assert_allclose(info.aggregation["rows"], rows, rtol=1e-3, atol=1e-6)
     weights = [problems.SIZES[client] for client in cohort] + [0] * (6 - len(cohort))
     assert info.aggregation["weights"].tolist() == weights
 
 
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.uint32])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8])
 def test_integer_sums_are_bit_equal_across_lanes_calls_and_orders(dtype):
     def encode(update, weight, shared, client_state, client_key, round_key):
         bits = jax.random.bits(client_key, (5,), jnp.uint32)
@@ -445,13 +455,12 @@ def test_integer_sums_are_bit_equal_across_lanes_calls_and_orders(dtype):
     trainer = problems.recorder(1)
     algorithm = problems.one_pass(trainer, aggregator)
     sums = []
-    for num_lanes, rounds_per_call, cohort in ((1, 1, range(6)), (3, 2, [4, 2, 0, 1, 5, 3]), (6, 2, range(6))):
-        experiment = problems.experiment(algorithm, cohorts=ftx.data.fixed_cohorts([list(cohort)]))
+    for num_lanes, rounds_per_call, cohort in ((1, 1, range(6)), (3, 2, [4, 2, 0, 1, 5, 3])):
+        experiment = problems.experiment(algorithm, cohorts=ftx.data.fixed_cohorts([cohort]))
         _, infos = problems.play(experiment, 2, num_lanes, rounds_per_call)
         sums.append(np.stack([info.aggregation["sum"] for info in infos]))
     assert sums[0].dtype == dtype
-    np.testing.assert_array_equal(sums[0], sums[1])
-    np.testing.assert_array_equal(sums[0], sums[2])
+    np.testing.assert_array_equal(*sums)
     assert sums[0].any()
 
 
@@ -463,11 +472,11 @@ def test_a_round_aggregates_as_aggregate_does():
         return zero, state, {**reduced.summands["delta"], "weights": reduced.weights}
 
     stacked = ftx.aggregation.nothing()._replace(reduce=ftx.Stacked(), decode=collect)
-    _, (info,) = problems.play(deltas(stacked), 1)
+    _, (info,) = problems.play(problems.experiment(fed_avg_with(stacked)), 1)
     said = dict(info.aggregation)
     weights = said.pop("weights")
     update, _, _ = ftx.aggregation.aggregate(ftx.aggregation.mean(), said, weights)
-    experiment = deltas(ftx.aggregation.mean())
+    experiment = problems.experiment(WITH_MEAN)
     start = ftx.make_round(experiment, ftx.Execution(num_lanes=1)).init().device.server.params
     state, _ = problems.play(experiment, 1)
     assert_close(tree.subtract(start, state.device.server.params), update, atol=1e-6)
@@ -486,16 +495,12 @@ def test_a_client_without_an_example_has_weight_zero():
 
 
 @pytest.mark.parametrize("cohort", [[], [1]])
-@pytest.mark.parametrize("num_lanes", [1, 3])
-def test_a_round_without_weight_keeps_the_server_and_says_so(cohort, num_lanes):
-    def make_algorithm(hyper):
-        return ftx.algorithms.fed_avg(
-            problems.LOGISTIC, optax.sgd(0.1), server_optimizer=optax.chain(optax.add_noise(1.0, 0.0, 0), optax.sgd(1.0))
-        )
-
-    experiment = problems.experiment(make_algorithm, cohorts=ftx.data.fixed_cohorts([[0, 3, 4], cohort]))
-    before, _ = problems.play(experiment, 1, num_lanes)
-    after, infos = problems.play(experiment, 2, num_lanes)
+def test_a_round_without_weight_keeps_the_server_and_says_so(cohort):
+    noisy = optax.chain(optax.add_noise(1.0, 0.0, 0), optax.sgd(1.0))
+    algorithm = ftx.algorithms.fed_avg(problems.LOGISTIC, optax.sgd(0.1), server_optimizer=noisy)
+    experiment = problems.experiment(algorithm, cohorts=ftx.data.fixed_cohorts([[0, 3, 4], cohort]))
+    before, _ = problems.play(experiment, 1)
+    after, infos = problems.play(experiment, 2)
     assert_equal(before.device.server, after.device.server)
     assert [info.empty for info in infos] == [False, True]
     assert infos[1].num_clients == 0
@@ -512,7 +517,7 @@ def test_an_aggregator_that_releases_empty_rounds_does():
     released = ftx.aggregation.mean()._replace(decode=decode, init=lambda update: jnp.int32(0), releases_empty=True)
     states = {}
     for aggregator in (released, released._replace(releases_empty=False)):
-        experiment = deltas(aggregator, cohorts=ftx.data.fixed_cohorts([[1], [0, 1]]))
+        experiment = problems.experiment(fed_avg_with(aggregator), cohorts=ftx.data.fixed_cohorts([[1], [0, 1]]))
         start = ftx.make_round(experiment, ftx.Execution(num_lanes=1)).init().device.server.params
         state, (info,) = problems.play(experiment, 1)
         assert info.empty

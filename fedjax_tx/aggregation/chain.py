@@ -1,0 +1,154 @@
+"""Stages of aggregation, one after another.
+
+``chain(clip_norm(1.0), top_k(0.01), mean())`` reads in the order in which an update travels. Stages up to the one that reduces
+encode at the client, in that order; the server undoes them in reverse, once as each message is received and once as the reduced
+value is decoded. Stages after the reduction work on the aggregate: noise, for example.
+
+What can't work is refused when the chain is built, by the stages' names: no reduction, or two; a stage that must see each message
+beside one that lets the server see only sums; one that reads the update behind one that packed it; noise where one client's influence has no bound.
+"""
+
+from fedjax_tx import check, prng
+from fedjax_tx.types import Aggregator, Stacked
+
+
+def chain(*stages: Aggregator) -> Aggregator:
+    """Returns some stages as one aggregator.
+
+    Args:
+      stages: in the order in which an update travels; exactly one of them reduces (such as ``mean()``).
+
+    Errors: ``ValueError`` naming the stages, if they can't follow each other.
+
+    Example:
+      >>> import fedjax_tx as ftx, jax.numpy as jnp
+      >>> clipped = chain(ftx.aggregation.clip_norm(1.0), ftx.aggregation.mean())
+      >>> update, _, _ = ftx.aggregation.aggregate(clipped, {"w": jnp.array([3.0, 0.5])}, [1.0, 1.0])
+      >>> float(update["w"])
+      0.75
+    """
+    for number, stage in enumerate(stages):
+        check.instance(f"stages[{number}]", stage, Aggregator, "an Aggregator")
+    reducer = _find_reduction(stages)
+    stages, bound = _calibrate(stages)
+    before = stages[: reducer + 1]
+    _refuse_hidden(before)
+    _refuse_packed(before)
+
+    def encode(update, weight, shared, client_state, client_key, round_key):
+        states = []
+        for number, stage in enumerate(before):
+            keys = prng.fold(client_key, "stage", number), prng.fold(round_key, "stage", number)
+            update, weight, state = stage.encode(update, weight, shared[number], client_state[number], *keys)
+            states.append(state)
+        return update, weight, tuple(states)
+
+    def receive(message, shared):
+        for number in reversed(range(len(before))):
+            message = before[number].receive(message, shared[number])
+        return message
+
+    def decode(reduced, totals, state, key):
+        info, states = {}, list(state)
+        for number in [*reversed(range(len(before))), *range(len(before), len(stages))]:
+            stage_key = prng.fold(key, "stage", number)
+            reduced, states[number], said = stages[number].decode(reduced, totals, state[number], stage_key)
+            info.update(said)
+        return reduced, tuple(states), info
+
+    return Aggregator(
+        init=lambda update: tuple(stage.init(update) for stage in stages),
+        init_client=lambda update: tuple(stage.init_client(update) for stage in before),
+        encode=encode,
+        receive=as_is if all(stage.receive is as_is for stage in before) else receive,
+        reduce=stages[reducer].reduce,
+        decode=decode,
+        releases_empty=any(stage.releases_empty for stage in stages),
+        name=f"chain({', '.join(stage.name for stage in stages)})",
+        sensitivity=lambda entering: bound,
+        sums_only=any(stage.sums_only for stage in before),
+        reads_update=any(stage.reads_update for stage in before),
+    )
+
+
+def check_complete(name: str, aggregator: Aggregator) -> Aggregator:
+    """Returns ``aggregator`` if it is one, and can work alone: it reduces, and waits for no other stage's bound."""
+    check.instance(name, aggregator, Aggregator, "an Aggregator")
+    return aggregator if aggregator.reduce is not None and aggregator.calibrate is None else chain(aggregator)
+
+
+def as_is(message, shared):
+    """Returns the message: the ``receive`` of stages that need not see it one client at a time."""
+    return message
+
+
+def no_state(update):
+    """Returns ``()``: the ``init`` and ``init_client`` of stages that remember nothing."""
+    return ()
+
+
+def unchanged(update, weight, shared, client_state, client_key, round_key):
+    """Returns update, weight and state as they are: the ``encode`` of stages that do nothing at the client."""
+    return update, weight, client_state
+
+
+def passed_on(reduced, totals, state, key):
+    """Returns the reduced value as it is: the ``decode`` of stages that have nothing to undo."""
+    return reduced, state, {}
+
+
+def stage(name: str, **functions) -> Aggregator:
+    """Returns an aggregator that does nothing but what is given: the short way to write a stage.
+
+    Example:
+      >>> stage("halve()", decode=lambda reduced, totals, state, key: (reduced / 2, state, {})).name
+      'halve()'
+    """
+    idle = {"encode": unchanged, "receive": as_is, "reduce": None, "decode": passed_on}
+    return Aggregator(**{"init": no_state, "init_client": no_state, **idle, "name": name, **functions})
+
+
+def _find_reduction(stages: tuple[Aggregator, ...]) -> int:
+    reducers = [number for number, stage in enumerate(stages) if stage.reduce is not None]
+    names = ", ".join(stage.name for stage in stages)
+    if not reducers:
+        raise ValueError(f"expected one stage of chain({names}) to reduce, such as mean(), got none")
+    if len(reducers) > 1:
+        both = " and ".join(stages[number].name for number in reducers)
+        raise ValueError(f"expected one stage of a chain to reduce, got {both}")
+    return reducers[0]
+
+
+def _calibrate(stages: tuple[Aggregator, ...]) -> tuple[tuple[Aggregator, ...], float | None]:
+    """Follows the bound on one client's influence through the stages; makes those that need it."""
+    bound, made = None, []
+    for number, stage in enumerate(stages):
+        if stage.calibrate is not None:
+            if bound is None:
+                before = ", ".join(earlier.name for earlier in stages[:number]) or "nothing"
+                raise ValueError(
+                    f"expected what comes before {stage.name} to bound the influence of one client, got {before}; "
+                    "for example chain(clip_norm(1.0), fixed_mean(100), gaussian_noise(1.0))"
+                )
+            stage = stage.calibrate(bound)
+        bound = stage.sensitivity(bound)
+        made.append(stage)
+    return tuple(made), bound
+
+
+def _refuse_hidden(before: tuple[Aggregator, ...]) -> None:
+    """Refuses stages that must see each client's message where the server sees only sums."""
+    hiding = [stage.name for stage in before if stage.sums_only]
+    for stage in before:
+        if hiding and (stage.receive is not as_is or isinstance(stage.reduce, Stacked)):
+            raise ValueError(f"expected each client's message for {stage.name}, but {hiding[0]} shows the server only sums")
+
+
+def _refuse_packed(before: tuple[Aggregator, ...]) -> None:
+    """Refuses stages that read the update behind one that has packed it into a message of another form."""
+    packed = None
+    for stage in before:
+        if packed is not None and stage.reads_update:
+            raise ValueError(f"expected {stage.name} before {packed}, which packs the update into a message of another form")
+        if stage.receive is not as_is:
+            packed = stage.name

@@ -1,0 +1,129 @@
+"""One table over all aggregators: each row declares the laws that its definition gives; a law that it lacks is shown to fail."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_tx import aggregation as agg
+
+CLIENTS = 8
+
+# laws: permutes (the order of clients is nothing), agrees (equal updates give that update), scales (k times the updates give k
+# times the result), shifts (adding one vector to all adds it to the result), weighs (twice the weight is the client twice),
+# repeats (the same key gives the same result, another key another).
+EVERY = {"permutes", "agrees", "scales", "shifts", "weighs"}
+TABLE = {
+    "mean": (lambda: agg.mean(), EVERY),
+    "fixed_mean": (lambda: agg.fixed_mean(CLIENTS), EVERY - {"weighs", "shifts"}),
+    "clip_norm": (lambda: agg.chain(agg.clip_norm(2.0), agg.mean()), {"permutes", "weighs"}),
+    "clip_norm far": (lambda: agg.chain(agg.clip_norm(1e9), agg.mean()), EVERY),
+    "top_k": (lambda: agg.chain(agg.top_k(0.5), agg.mean()), {"permutes", "scales", "weighs"}),
+    "top_k all": (lambda: agg.chain(agg.top_k(1.0), agg.mean()), EVERY),
+    "drive": (lambda: agg.chain(agg.drive(), agg.mean()), {"scales"}),
+    "integer_mean": (lambda: agg.integer_mean(1000.0, 2.0**-12, CLIENTS), EVERY - {"weighs"}),
+    "median": (lambda: agg.median(), EVERY - {"weighs"}),
+    "krum": (lambda: agg.krum(2), EVERY - {"weighs"}),
+    "noise": (lambda: agg.chain(agg.clip_norm(2.0), agg.fixed_mean(CLIENTS), agg.gaussian_noise(1.0)), {"permutes"}),
+    "noise of 0": (
+        lambda: agg.chain(agg.clip_norm(1e9), agg.fixed_mean(CLIENTS), agg.gaussian_noise(0.0)),
+        {"permutes", "agrees", "scales"},
+    ),
+}
+
+
+def updates(seed=0, clients=CLIENTS):
+    generator = np.random.default_rng(seed)
+    return {
+        "a": jnp.asarray(generator.standard_normal((clients, 3)), jnp.float32),
+        "b": [jnp.asarray(generator.standard_normal((clients, 2, 2)) + 1, jnp.float32)],
+    }
+
+
+def aggregate(make, stacked, weights=None, key=0):
+    weights = np.ones(jax.tree.leaves(stacked)[0].shape[0]) if weights is None else weights
+    return agg.aggregate(make(), stacked, weights, key=jax.random.key(key))[0]
+
+
+def close(left, right, tolerance=2e-3):
+    return all(
+        np.allclose(a, b, rtol=tolerance, atol=tolerance)
+        for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    )
+
+
+def permutes(make):
+    order = np.random.default_rng(1).permutation(CLIENTS)
+    weights = np.arange(1.0, CLIENTS + 1)
+    shuffled = jax.tree.map(lambda leaf: leaf[order], updates())
+    return close(aggregate(make, updates(), weights), aggregate(make, shuffled, weights[order]), 1e-6)
+
+
+def agrees(make):
+    one = jax.tree.map(lambda leaf: leaf[0], updates())
+    return close(aggregate(make, jax.tree.map(lambda leaf: jnp.stack([leaf] * CLIENTS), one)), one)
+
+
+def scales(make):
+    trebled = jax.tree.map(lambda leaf: 3 * leaf, updates())
+    return close(aggregate(make, trebled), jax.tree.map(lambda leaf: 3 * leaf, aggregate(make, updates())), 1e-4)
+
+
+def shifts(make):
+    shift = jax.tree.map(lambda leaf: leaf[0] * 0 + 5, updates())
+    moved = jax.tree.map(jnp.add, updates(), shift)
+    # A denominator that is not the number of clients would not do: the clients here are one fewer than fixed_mean expects.
+    some, moved = (jax.tree.map(lambda leaf: leaf[:-1], tree) for tree in (updates(), moved))
+    return close(aggregate(make, moved), jax.tree.map(jnp.add, aggregate(make, some), shift), 1e-4)
+
+
+def weighs(make):
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[3:4]]), updates())
+    weights = np.ones(CLIENTS)
+    weights[3] = 2
+    return close(aggregate(make, updates(), weights), aggregate(make, twice), 1e-5)
+
+
+LAWS = {"permutes": permutes, "agrees": agrees, "scales": scales, "shifts": shifts, "weighs": weighs}
+ROWS = [(name, law) for name in TABLE for law in LAWS]
+
+
+@pytest.mark.parametrize(("name", "law"), ROWS, ids=[f"{name}-{law}" for name, law in ROWS])
+def test_a_law_holds_where_it_is_declared_and_fails_where_it_is_not(name, law):
+    make, declared = TABLE[name]
+    assert LAWS[law](make) == (law in declared)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_client_of_weight_zero_changes_nothing_whatever_it_sends(name):
+    make, _ = TABLE[name]
+    weights = np.array([1.0] * (CLIENTS - 1) + [0.0])
+    quiet, loud = updates(), updates()
+    quiet = jax.tree.map(lambda leaf: leaf.at[-1].set(0), quiet)
+    loud = jax.tree.map(lambda leaf: leaf.at[-1].set(jnp.nan), loud)
+    assert close(aggregate(make, quiet, weights), aggregate(make, loud, weights), 1e-6)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_result_has_the_dtype_of_the_updates_and_is_finite(name):
+    make, _ = TABLE[name]
+    halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), updates())
+    result = aggregate(make, halved)
+    assert {leaf.dtype for leaf in jax.tree.leaves(result)} == {jnp.dtype(jnp.bfloat16)}
+    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(result))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_key_decides_all_randomness(name):
+    make, _ = TABLE[name]
+    first, again = aggregate(make, updates(), key=3), aggregate(make, updates(), key=3)
+    assert close(first, again, 0)
+    random = name in ("drive", "noise")
+    assert close(first, aggregate(make, updates(), key=4), 1e-6) != random
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_it_runs_under_jit_with_traced_weights(name):
+    make, _ = TABLE[name]
+    run = jax.jit(lambda stacked, weights: agg.apply.aggregate_arrays(make(), stacked, weights, None, jax.random.key(0))[0])
+    assert close(run(updates(), jnp.ones(CLIENTS)), aggregate(make, updates()), 1e-6)
