@@ -102,9 +102,7 @@ def write_sample(model: ftx.Model, result: ftx.RunResult, settings: Settings, ch
     """Generates a page of text and writes it."""
     key = jax.random.key(settings.seed)
     prompt = jnp.asarray(shakespeare.encode("\n"))
-    tokens = ftx.models.generate(
-        model, result.params, prompt, characters, key, max_length=settings.length, temperature=0.8
-    )
+    tokens = ftx.models.generate(model, result.params, prompt, characters, key, max_length=settings.length, temperature=0.8)
     text = shakespeare.decode(np.asarray(tokens)).strip()
     (settings.run_dir / "sample.txt").write_text(text + "\n")
     return text

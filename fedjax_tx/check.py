@@ -55,9 +55,7 @@ def counts(name: str, value: Any) -> int | np.ndarray:
     return array.astype(np.int64)
 
 
-def number(
-    name: str, value: Any, *, above: float | None = None, low: float | None = None, high: float | None = None
-) -> Any:
+def number(name: str, value: Any, *, above: float | None = None, low: float | None = None, high: float | None = None) -> Any:
     """Returns ``value`` if it is a finite real scalar with ``above < value`` and ``low <= value <= high``; tracers pass."""
     if isinstance(value, jax.core.Tracer):
         return value

@@ -8,8 +8,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("fedjax_tx", "typechecker.check")
 
-import problems
-import pytest
+import problems  # noqa: E402  the package is imported under the hook
+import pytest  # noqa: E402
 
 
 def pytest_configure(config):

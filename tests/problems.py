@@ -42,9 +42,7 @@ def make_fed_avg(hyper):
 
 
 def text_task(**options):
-    return ftx.tasks.next_token(
-        ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4, **options)
-    )
+    return ftx.tasks.next_token(ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4, **options))
 
 
 def experiment(make_algorithm=make_fed_avg, **changes) -> ftx.Experiment:
@@ -104,7 +102,11 @@ def recorder(num_slots: int, **changes) -> ftx.ClientTrainer:
         }
 
     def finish(broadcast, info, local):
-        numbers = {f"{name}{i}": (local[name][i].astype(jnp.float32), jnp.ones(())) for i in range(num_slots) for name in ("drawn", "rows")}
+        numbers = {
+            f"{name}{i}": (local[name][i].astype(jnp.float32), jnp.ones(()))
+            for i in range(num_slots)
+            for name in ("drawn", "rows")
+        }
         numbers["started"] = (jax.random.uniform(info.key), jnp.ones(()))
         return ftx.ClientResult({}, ftx.clients.client_weight(info), local["state"], numbers)
 

@@ -5,7 +5,8 @@ encode at the client, in that order; the server undoes them in reverse, once as 
 value is decoded. Stages after the reduction work on the aggregate: noise, for example.
 
 What can't work is refused when the chain is built, by the stages' names: no reduction, or two; a stage that must see each message
-beside one that lets the server see only sums; one that reads the update behind one that packed it; noise where one client's influence has no bound.
+beside one that lets the server see only sums; one that reads the update behind one that packed it; noise where one client's
+influence has no bound.
 """
 
 from fedjax_tx import check, prng

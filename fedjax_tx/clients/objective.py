@@ -32,9 +32,7 @@ def batch_loss(
     return masked_mean(*task.loss(outputs, batch), mask)
 
 
-def batch_metrics(
-    task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, "batch"]
-) -> Metrics:
+def batch_metrics(task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, "batch"]) -> Metrics:
     """Returns ``{"loss": (mean, weight), ...}`` of a batch in evaluation mode: the task's metrics and its loss."""
     outputs = task.apply(trainable, frozen, batch, None)
     values = {**task.metrics(outputs, batch), "loss": task.loss(outputs, batch)}

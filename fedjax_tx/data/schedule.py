@@ -73,9 +73,7 @@ def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndar
     return steps, epochs * sizes + np.minimum(rest * work.batch_size, sizes)
 
 
-def plan_capacity(
-    sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int, repeats: bool = False
-) -> Capacity:
+def plan_capacity(sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int, repeats: bool = False) -> Capacity:
     """Returns capacities that hold any cohort of at most ``max_clients`` clients, distinct unless ``repeats``."""
     steps, rows = count_steps(sizes, work)
     busiest = np.sort(np.maximum(steps, 1))[::-1][:max_clients]

@@ -91,9 +91,7 @@ class SelfAttention(nnx.Module):
       (1, 5, 8)
     """
 
-    def __init__(
-        self, width: int, num_heads: int, *, causal: bool, dtype=jnp.float32, implementation=None, rngs: nnx.Rngs
-    ):
+    def __init__(self, width: int, num_heads: int, *, causal: bool, dtype=jnp.float32, implementation=None, rngs: nnx.Rngs):
         check.integer("width", width, low=1)
         check.integer("num_heads", num_heads, low=1)
         if width % num_heads:
@@ -150,9 +148,7 @@ class Block(nnx.Module):
     ):
         self.dropout = dropout
         self.attention_norm = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.attention = SelfAttention(
-            width, num_heads, causal=causal, dtype=dtype, implementation=implementation, rngs=rngs
-        )
+        self.attention = SelfAttention(width, num_heads, causal=causal, dtype=dtype, implementation=implementation, rngs=rngs)
         self.mlp_norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.mlp_in = linear(width, mlp_width, dtype=dtype, rngs=rngs)
         self.mlp_out = linear(mlp_width, width, dtype=dtype, rngs=rngs)

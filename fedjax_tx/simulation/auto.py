@@ -1,7 +1,7 @@
 """The number of lanes, chosen by measuring.
 
-Candidates are powers of two up to the cohort's size. Each is compiled (which tells its memory) and timed for a few ticks of a real
-schedule; what a round would take is the time of a tick times the ticks of the cohorts at hand, so lanes that run dry are
+Candidates are powers of two up to the cohort's size. Each is compiled (which tells its memory) and timed for a few ticks of a
+real schedule; what a round would take is the time of a tick times the ticks of the cohorts at hand, so lanes that run dry are
 counted. The search stops when more lanes no longer help or no longer fit.
 """
 

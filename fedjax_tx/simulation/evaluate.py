@@ -49,9 +49,7 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callab
         seed = np.uint32(state.seed)
         population = experiment.train.num_clients
         maker = experiment.make_algorithm
-        metrics = run_evaluation(
-            maker, work.batch_size, population, hyper, seed, state.device, rows, columns, schedule
-        )
+        metrics = run_evaluation(maker, work.batch_size, population, hyper, seed, state.device, rows, columns, schedule)
         return jax.device_get(metrics)
 
     return evaluate
@@ -73,7 +71,7 @@ def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:
 
 
 def evaluation_work(experiment: Experiment, dataset: FederatedDataset) -> LocalWork:
-    """One epoch in stored order; batches no larger than a middling client needs, since their empty rows cost as much as full ones."""
+    """One epoch in stored order, in batches no larger than a middling client needs: empty rows cost as much as full ones."""
     median = max(1, int(np.median(dataset.client_sizes))) if dataset.num_clients else 1
     batch_size = min(experiment.local.batch_size, 1 << (median - 1).bit_length())
     return LocalWork(batch_size=batch_size, epochs=1, shuffle=False)

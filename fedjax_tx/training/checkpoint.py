@@ -12,9 +12,7 @@ from fedjax_tx.simulation import RoundState
 
 def open_checkpoints(directory: Path, keep: int = 3) -> ocp.CheckpointManager:
     """Opens (or makes) a folder of checkpoints, numbered by rounds finished; the last ``keep`` are kept."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True)
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 

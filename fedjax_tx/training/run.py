@@ -109,9 +109,7 @@ def run(
             choices = {"num_lanes": round_fn.num_lanes, "rounds_per_call": round_fn.rounds_per_call}
             records.write_json(directory / "experiment.json", {"experiment": description, "execution": choices})
         checkpoint_every = evaluate_every if checkpoint_every is None else checkpoint_every
-        setup = _Setup(
-            round_fn, evaluators, rounds, evaluate_every, checkpoint_every, early_stop, directory, reporter
-        )
+        setup = _Setup(round_fn, evaluators, rounds, evaluate_every, checkpoint_every, early_stop, directory, reporter)
         return _run(setup, state)
     finally:
         reporter.close()

@@ -142,7 +142,9 @@ def test_integers_at_their_limit_do_not_wrap_around():
 
 
 def test_integers_that_could_overflow_are_refused_when_the_chain_is_built():
-    with pytest.raises(ValueError, match=r"max_clients at most 1 for max_value / resolution = 1073741824, lest a sum reach 2\^31"):
+    with pytest.raises(
+        ValueError, match=r"max_clients at most 1 for max_value / resolution = 1073741824, lest a sum reach 2\^31"
+    ):
         agg.integer_mean(2.0**30, 1.0, 2)
 
 

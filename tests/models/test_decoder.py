@@ -122,8 +122,7 @@ def test_scan_equals_unrolled(dropout):
     models = [decoder(**{**SMALL, "num_layers": 3}, dropout=dropout, unroll=unroll) for unroll in (True, False)]
     params, key = draw_params(models[0]), jax.random.key(1)
     first, second = (
-        jax.jit(jax.value_and_grad(functools.partial(mean_square, model)))(params, draw_tokens(), key)
-        for model in models
+        jax.jit(jax.value_and_grad(functools.partial(mean_square, model)))(params, draw_tokens(), key) for model in models
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), first, second)
 

@@ -54,7 +54,9 @@ def test_the_summary_is_the_mean_over_examples_and_percentiles_over_clients(trai
         for percentile in (10, 50, 90):
             want = np.percentile(value[real], percentile)
             np.testing.assert_allclose(summary[f"test/{name}/client_p{percentile}"], want, rtol=1e-5)
-    assert set(summary) == {f"test/{m}{tail}" for m in ("loss", "accuracy") for tail in ("", *(f"/client_p{p}" for p in (10, 50, 90)))}
+    assert set(summary) == {
+        f"test/{m}{tail}" for m in ("loss", "accuracy") for tail in ("", *(f"/client_p{p}" for p in (10, 50, 90)))
+    }
     assert {type(value) for value in summary.values()} == {float}
 
 

@@ -262,9 +262,7 @@ def test_client_state_is_gathered_and_scattered_by_client(num_lanes, rounds_per_
     # Cohorts smaller than the capacity of 4: slots that nobody fills name client 0 and must not write over it.
     cohorts = [[3, 5], [0, 3, 1, 4], [], [2], [5, 0, 3]]
     local = ftx.data.LocalWork(batch_size=2)
-    experiment = problems.experiment(
-        problems.one_pass(counting()), cohorts=ftx.data.fixed_cohorts(cohorts), local=local
-    )
+    experiment = problems.experiment(problems.one_pass(counting()), cohorts=ftx.data.fixed_cohorts(cohorts), local=local)
     state, infos = problems.play(experiment, 5, num_lanes, rounds_per_call)
     clients = state.device.clients
     rounds = [2, 1, 1, 3, 1, 2]

@@ -130,8 +130,7 @@ def test_compilations_are_counted_at_all():
 
 def test_another_seed_and_another_rate_give_another_result():
     (base, _), (seeded, _), (faster, _) = (
-        problems.play(problems.experiment(**changes), 1)
-        for changes in ({}, {"seed": 4}, {"hyper": {"client_lr": 0.2}})
+        problems.play(problems.experiment(**changes), 1) for changes in ({}, {"seed": 4}, {"hyper": {"client_lr": 0.2}})
     )
     results = [state.device.server.params["w"].tolist() for state in (base, seeded, faster)]
     assert results[0] != results[1]
@@ -216,9 +215,7 @@ def test_a_cohort_with_a_client_twice_counts_it_twice_where_nothing_is_kept():
     twice, (info,) = problems.play(problems.experiment(cohorts=ftx.data.fixed_cohorts([[3, 3, 0]])), 1)
     alone, _ = problems.play(problems.experiment(cohorts=ftx.data.fixed_cohorts([[3]])), 1)
     other, _ = problems.play(problems.experiment(cohorts=ftx.data.fixed_cohorts([[0]])), 1)
-    want = jax.tree.map(
-        lambda a, b: (18 * a + 5 * b) / 23, alone.device.server.params, other.device.server.params
-    )
+    want = jax.tree.map(lambda a, b: (18 * a + 5 * b) / 23, alone.device.server.params, other.device.server.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), twice.device.server.params, want)
     assert (info.num_clients, info.num_examples) == (3, 2 * (9 + 9 + 5))
 
@@ -296,8 +293,14 @@ def test_init_params_are_where_training_starts():
     ("given", "message"),
     [
         ({"w": np.ones((2, 3), np.float32)}, r"expected init_params to have a leaf \[0\]\['b'\], which is missing"),
-        ({"w": np.ones((3, 2), np.float32), "b": np.zeros(3, np.float32)}, r"init_params\[0\]\['w'\] of shape \(2, 3\), got \(3, 2\)"),
-        ({"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.int32)}, r"init_params\[0\]\['b'\] of dtype float32, got 'int32'"),
+        (
+            {"w": np.ones((3, 2), np.float32), "b": np.zeros(3, np.float32)},
+            r"init_params\[0\]\['w'\] of shape \(2, 3\), got \(3, 2\)",
+        ),
+        (
+            {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.int32)},
+            r"init_params\[0\]\['b'\] of dtype float32, got 'int32'",
+        ),
     ],
 )
 def test_init_params_of_another_model_are_refused_naming_the_leaf(given, message):
