@@ -4,14 +4,18 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_tx import check
-from fedjax_tx.aggregation.chain import passed_on, stage
+from fedjax_tx.aggregation.chain import passed_on, stage, unchanged
 from fedjax_tx.types import Aggregator, Linear
 
 
-def mean() -> Aggregator:
-    """The weighted mean of FedAvg (arXiv 1602.05629): sum_k n_k update_k / sum_k n_k, summed in float32.
+def mean(*, weighted: bool = True) -> Aggregator:
+    """The mean of the updates: sum_k n_k update_k / sum_k n_k (FedAvg, arXiv 1602.05629), summed in float32.
 
     Over a total weight of 0 the aggregate is 0.
+
+    Args:
+      weighted: whether a client counts by its weight n_k, as a rule its number of examples; or all alike (a weight of 0 still
+        takes no part), which is right where cohorts are drawn in proportion to size (``ftx.data.weighted_cohorts``).
 
     Example:
       >>> import fedjax_tx as ftx
@@ -19,12 +23,14 @@ def mean() -> Aggregator:
       >>> float(update["w"])
       2.0
     """
+    check.boolean("weighted", weighted)
 
     def decode(reduced, totals, state, key):
         scale = 1 / jnp.where(totals.weight > 0, totals.weight, 1)
         return jax.tree.map(lambda leaf: leaf * scale, reduced), state, {}
 
-    return stage("mean()", reduce=Linear(weighted=True), decode=decode, reads_update=False)
+    name, encode = ("mean()", unchanged) if weighted else ("mean(weighted=False)", _count_alike)
+    return stage(name, encode=encode, reduce=Linear(weighted=weighted), decode=decode, reads_update=False)
 
 
 def fixed_mean(denominator: float) -> Aggregator:
@@ -44,15 +50,12 @@ def fixed_mean(denominator: float) -> Aggregator:
     """
     check.number("denominator", denominator, above=0)
 
-    def encode(update, weight, shared, client_state, client_key, round_key):
-        return update, (weight > 0).astype(jnp.float32), client_state
-
     def decode(reduced, totals, state, key):
         return jax.tree.map(lambda leaf: leaf / denominator, reduced), state, {}
 
     return stage(
         f"fixed_mean({denominator})",
-        encode=encode,
+        encode=_count_alike,
         reduce=Linear(),
         decode=decode,
         releases_empty=True,
@@ -69,3 +72,8 @@ def nothing() -> Aggregator:
       ({}, (), {})
     """
     return stage("nothing()", reduce=Linear(), decode=passed_on, reads_update=False)
+
+
+def _count_alike(update, weight, shared, client_state, client_key, round_key):
+    """The ``encode`` of reductions to which each client that takes part counts once."""
+    return update, (weight > 0).astype(jnp.float32), client_state

@@ -35,6 +35,49 @@ def uniform_cohorts(clients_per_round: int) -> CohortSource:
     )
 
 
+def weighted_cohorts(clients_per_round: int, weights: ArrayLike) -> CohortSource:
+    """Draws distinct clients in proportion to ``weights``, such as their sizes, anew each round.
+
+    Clients are drawn one after another, each in proportion to the weights of those that are left. With weights n_k and the
+    aggregator ``mean(weighted=False)`` this estimates the mean over all examples, as uniform cohorts do with the weighted mean
+    (the two schemes of arXiv 1812.06127), but no client of the cohort outweighs the others.
+
+    Args:
+      clients_per_round: >= 1. weights: [client], finite and >= 0, at least ``clients_per_round`` of them > 0.
+
+    Errors: ``TypeError``, ``ValueError`` for weights that aren't such; when a run starts, for another number of clients.
+
+    Example:
+      >>> source = weighted_cohorts(2, [5, 0, 1])
+      >>> ids, state = source.select(source.init(3), np.random.default_rng(0), None)
+      >>> sorted(ids.tolist())
+      [0, 2]
+    """
+    check.integer("clients_per_round", clients_per_round, low=1)
+    array = np.asarray(weights)
+    if array.dtype.kind not in "iuf":
+        check.fail_type("weights", "an array of numbers, one for each client", weights)
+    if array.ndim != 1:
+        check.fail_value("weights", "to have shape [client]", array.shape)
+    for weight in array[~np.isfinite(array) | (array < 0)][:1].tolist():
+        check.fail_value("weights", "to be finite and >= 0", weight)
+    if (array > 0).sum() < clients_per_round:
+        check.fail_value("clients_per_round", f"<= {(array > 0).sum()}, the clients of positive weight", clients_per_round)
+    shares = array / array.sum(dtype=np.float64)
+
+    def init(num_clients):
+        if num_clients != shares.size:
+            check.fail_value("weights", f"to have {num_clients} entries, one for each client", f"{shares.size} entries")
+        return np.int64(num_clients)
+
+    def select(state, generator, last_client_metrics):
+        return generator.choice(shares.size, clients_per_round, replace=False, p=shares), state
+
+    checksum = zlib.crc32(shares.tobytes())
+    description = f"weighted_cohorts(clients_per_round={clients_per_round}, checksum {checksum:08x})"
+    return CohortSource(init, select, lambda num_clients: clients_per_round, description)
+
+
 def all_clients() -> CohortSource:
     """Takes every client in every round.
 
@@ -46,9 +89,7 @@ def all_clients() -> CohortSource:
     def select(state, generator, last_client_metrics):
         return np.arange(int(state)), state
 
-    return CohortSource(
-        lambda num_clients: np.int64(num_clients), select, lambda num_clients: num_clients, "all_clients()"
-    )
+    return CohortSource(lambda num_clients: np.int64(num_clients), select, lambda num_clients: num_clients, "all_clients()")
 
 
 def fixed_cohorts(ids: np.ndarray | list) -> CohortSource:

@@ -153,3 +153,14 @@ def test_weights_that_are_no_numbers_are_refused():
 def test_updates_without_any_leaf_are_refused_or_empty():
     update, _, _ = aggregate(nothing(), {}, [1.0])
     assert update == {}
+
+
+def test_an_unweighted_mean_counts_all_alike_but_for_weight_zero():
+    rows = {"w": jnp.array([[1.0], [4.0], [100.0]])}
+    assert aggregate(mean(weighted=False), rows, [7.0, 1.0, 0.0])[0]["w"].tolist() == [2.5]
+    assert aggregate(mean(), rows, [7.0, 1.0, 0.0])[0]["w"].tolist() == [1.375]
+
+
+def test_weighted_that_is_no_truth_value_is_refused():
+    with pytest.raises(TypeError, match="weighted"):
+        mean(weighted="no")

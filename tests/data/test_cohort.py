@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax_tx import prng
-from fedjax_tx.data import all_clients, fixed_cohorts, uniform_cohorts
+from fedjax_tx.data import all_clients, fixed_cohorts, uniform_cohorts, weighted_cohorts
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.types import Cohort
 
@@ -118,3 +118,44 @@ def test_an_empty_selection_is_a_cohort():
 def test_what_no_cohort_can_be_is_refused(error, message, selected):
     with pytest.raises(error, match=message):
         as_cohort(selected, 4, 2)
+
+
+# ---- weighted
+
+
+def test_weighted_cohorts_draw_the_first_client_in_proportion_to_its_weight():
+    weights, draws = np.array([1, 0, 2, 5]), 4000
+    source = weighted_cohorts(1, weights)
+    counts = np.bincount(np.concatenate(draw(source, 4, draws)), minlength=4)
+    spread = 4 * np.sqrt(draws / 4)
+    assert counts[1] == 0
+    np.testing.assert_allclose(counts, draws * weights / 8, atol=spread)
+    assert np.abs(counts - draws / 4).max() > spread  # and uniform draws would show
+
+
+def test_weighted_cohorts_are_distinct_clients_of_positive_weight():
+    source = weighted_cohorts(3, [0.1, 9.0, 0.0, 3.0, 1.0])
+    cohorts = draw(source, 5, 50)
+    assert all(len(set(ids.tolist())) == 3 and 2 not in ids for ids in cohorts)
+    assert len({tuple(ids.tolist()) for ids in cohorts}) > 5
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "count", "weights"),
+    [
+        (TypeError, "clients_per_round", 1.5, [1.0]),
+        (ValueError, "expected clients_per_round <= 1, the clients of positive weight, got 2", 2, [1.0, 0.0]),
+        (TypeError, "weights to be an array of numbers, one for each client, got \\['big'\\]", 1, ["big"]),
+        (ValueError, "expected weights to be finite and >= 0, got -1.0", 1, [1.0, -1.0]),
+        (ValueError, "expected weights to be finite and >= 0, got nan", 1, [1.0, np.nan]),
+        (ValueError, r"expected weights to have shape \[client\], got \(1, 1\)", 1, [[1.0]]),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(error, message, count, weights):
+    with pytest.raises(error, match=message):
+        weighted_cohorts(count, weights)
+
+
+def test_weights_of_another_number_of_clients_are_refused_when_the_run_starts():
+    with pytest.raises(ValueError, match="expected weights to have 3 entries, one for each client, got '2 entries'"):
+        weighted_cohorts(1, [1, 2]).init(3)
