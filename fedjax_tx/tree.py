@@ -64,6 +64,12 @@ def norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(tree)))
 
 
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Returns whether every number of every leaf is finite; leaves of integers always are."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in floats], bool).all()
+
+
 def sum_dtype(dtype: np.dtype) -> np.dtype:
     """Returns the dtype in which values of ``dtype`` are summed: float32 or wider for floats; integers keep their own."""
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype

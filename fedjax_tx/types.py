@@ -177,8 +177,9 @@ class Aggregator(NamedTuple):
     What ``chain`` goes by, beside ``reduce`` (None: another stage of the chain reduces):
     ``name`` for messages. ``sensitivity(bound) -> bound``: the L2 norm by which one client can change what leaves this stage,
     given that of what enters it; None stands for no bound. ``reads_update``: whether encode looks into the update, so that it
-    can't stand behind a stage that packs it into a message of another form (one with a ``receive``). ``calibrate(bound) -> Aggregator``, where given, makes the stage from
-    the bound at its place, as noise needs it. ``sums_only``: behind this stage the server sees only sums of messages.
+    can't stand behind a stage that packs it into a message of another form (one with a ``receive``).
+    ``calibrate(bound) -> Aggregator``, where given, makes the stage from the bound at its place, as noise needs it.
+    ``sums_only``: behind this stage the server sees only sums of messages.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -306,6 +307,8 @@ class Execution:
       num_lanes: clients trained side by side (at most the cohort's size is used), or ``"auto"``: memory analysis caps it and
         a short timed probe chooses.
       rounds_per_call: rounds in one call of the compiled program, or ``"auto"``.
+      debug: one lane and no compilation; the first NaN raises ``FloatingPointError`` with its client, round, pass and step.
+        The other settings do not matter then.
 
     Example:
       >>> Execution(num_lanes=4).rounds_per_call
@@ -314,6 +317,7 @@ class Execution:
 
     num_lanes: int | Literal["auto"] = "auto"
     rounds_per_call: int | Literal["auto"] = "auto"
+    debug: bool = False
 
     def __post_init__(self):
         for name in ("num_lanes", "rounds_per_call"):
@@ -323,6 +327,7 @@ class Execution:
                     check.fail_value(name, "to be an integer >= 1 or 'auto'", value)
             else:
                 check.integer(name, value, low=1)
+        check.boolean("debug", self.debug)
 
 
 MakeAlgorithm: TypeAlias = Callable[[Hyper], FederatedAlgorithm] | FederatedAlgorithm

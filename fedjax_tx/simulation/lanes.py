@@ -4,14 +4,18 @@ At a tick, the lanes whose turn it is receive the broadcast (``start``), all lan
 whose client is done hand over (``finish``, ``encode``, ``receive``, accumulate). Starts and finishes run once per client, in
 loops over the schedule's events: not under ``vmap`` (which would select among all lanes at every tick) and not under ``cond``
 (which a sweep's ``vmap`` would turn into a select). The loops' counts are traced, so a program serves every cohort that fits.
+
+A client whose update or weight is not finite takes no part: it is handed over with weight 0, its states stay as they were, and
+``PassEnd.not_finite`` says so.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from fedjax_tx import prng, tree
 from fedjax_tx.data.schedule import Schedule
@@ -30,13 +34,21 @@ class PassStart(NamedTuple):
 
 
 class PassEnd(NamedTuple):
-    """What a pass leaves: the reduced summands, their totals, the cohort's new rows, and each client's metrics, by slot."""
+    """What a pass leaves: the reduced summands, their totals, the cohort's new rows, and each client's metrics, by slot.
+
+    not_finite [slot]: the clients that were left out since their update or weight was not finite.
+    """
 
     reduced: PyTree
     totals: Totals
     client_states: PyTree
     encoder_states: PyTree
     metrics: Metrics
+    not_finite: Bool[Array, "slot"]
+
+
+Watch = Callable[..., None]
+"""``watch(place, values, slot=None, step=None)`` looks at concrete values as they come; only where nothing is compiled."""
 
 
 class _Collected(NamedTuple):
@@ -45,14 +57,24 @@ class _Collected(NamedTuple):
     client_states: PyTree
     encoder_states: PyTree
     metrics: Metrics
+    not_finite: Array
 
 
-def run_pass(a_pass: Pass, begin: PassStart, columns: dict, schedule: Schedule, batch_size: int, population) -> PassEnd:
+def run_pass(
+    a_pass: Pass,
+    begin: PassStart,
+    columns: dict,
+    schedule: Schedule,
+    batch_size: int,
+    population,
+    watch: Watch | None = None,
+) -> PassEnd:
     """Runs one pass; traced inside a jitted program.
 
     Args:
       a_pass: the trainer and the aggregator. columns: the whole data set, dict of [row, ...] arrays.
       schedule: who runs where and when. batch_size: rows of a batch. population: clients in the data set.
+      watch: looks at every client's values; for one lane that runs uncompiled.
     """
     infos = _client_infos(schedule, columns, batch_size, begin.pass_key)
     local, summand, metrics = result_shapes(a_pass, begin, infos)
@@ -64,13 +86,14 @@ def run_pass(a_pass: Pass, begin: PassStart, columns: dict, schedule: Schedule, 
         begin.client_states,
         begin.encoder_states,
         tree.zeros(metrics, (capacity,)),
+        jnp.zeros(capacity, bool),
     )
 
     def tick(number, carry):
         lanes, collected = carry
-        lanes = _start_clients(a_pass, begin, infos, schedule, number, lanes, collected.client_states)
-        lanes = _step_lanes(a_pass, begin.broadcast, infos, columns, schedule, number, batch_size, lanes)
-        collected = _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected)
+        lanes = _start_clients(a_pass, begin, infos, schedule, number, lanes, collected.client_states, watch)
+        lanes = _step_lanes(a_pass, begin.broadcast, infos, columns, schedule, number, batch_size, lanes, watch)
+        collected = _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected, watch)
         return lanes, collected
 
     lanes = tree.zeros(local, (num_lanes,))
@@ -78,7 +101,8 @@ def run_pass(a_pass: Pass, begin: PassStart, columns: dict, schedule: Schedule, 
     valid = collected.weights > 0
     totals = Totals(collected.weights.sum(), valid.sum(), jnp.int32(schedule.num_clients), jnp.int32(population))
     reduced = Rows(collected.summands, collected.weights, valid) if stacked else collected.summands
-    return PassEnd(reduced, totals, collected.client_states, collected.encoder_states, collected.metrics)
+    states = collected.client_states, collected.encoder_states
+    return PassEnd(reduced, totals, *states, collected.metrics, collected.not_finite)
 
 
 def result_shapes(a_pass: Pass, begin: PassStart, infos: ClientInfo) -> tuple[PyTree, PyTree, PyTree]:
@@ -87,8 +111,8 @@ def result_shapes(a_pass: Pass, begin: PassStart, infos: ClientInfo) -> tuple[Py
     def one_client(begin, infos):
         info = tree.take(infos, 0)
         local = a_pass.trainer.start(begin.broadcast, info, tree.take(begin.client_states, 0))
-        result, summand, _, _ = _hand_over(a_pass, begin, info, local, tree.take(begin.encoder_states, 0))
-        return local, summand, result.metrics
+        handed = _hand_over(a_pass, begin, info, local, tree.take(begin.encoder_states, 0))
+        return local, handed.summand, handed.metrics
 
     return jax.eval_shape(one_client, begin, infos)
 
@@ -123,17 +147,19 @@ def _client_infos(schedule, columns, batch_size, pass_key) -> ClientInfo:
     )
 
 
-def _start_clients(a_pass, begin, infos, schedule, number, lanes, client_states):
+def _start_clients(a_pass, begin, infos, schedule, number, lanes, client_states, watch):
     def start(event, lanes):
         slot = schedule.start_slot[event]
         state = tree.take(client_states, slot)
         local = a_pass.trainer.start(begin.broadcast, tree.take(infos, slot), state)
+        if watch is not None:
+            watch("what it starts with", local, slot)
         return tree.put(lanes, schedule.start_lane[event], local)
 
     return lax.fori_loop(schedule.starts[number], schedule.starts[number + 1], start, lanes)
 
 
-def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size, lanes):
+def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size, lanes, watch):
     count = schedule.count[number]
     position = jnp.arange(batch_size)
     mask = position < count[:, None]
@@ -147,41 +173,64 @@ def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size,
         stepped = a_pass.trainer.step(broadcast, info, local, batch, mask, key)
         return tree.where(mask.any(), stepped, local)
 
-    return jax.vmap(step)(lane_infos, lanes, batch, mask, keys)
+    if watch is None:
+        return jax.vmap(step)(lane_infos, lanes, batch, mask, keys)
+    one = tree.take((lane_infos, lanes, batch, mask, keys), 0)
+    stepped = step(*one)
+    watch("what it carries on", stepped, schedule.slot[number, 0], schedule.step[number, 0], one[2])
+    return jax.tree.map(lambda leaf: leaf[None], stepped)
 
 
-def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _Collected) -> _Collected:
+def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _Collected, watch) -> _Collected:
     reduce = a_pass.aggregator.reduce
 
     def finish(event, collected):
         slot = schedule.finish_slot[event]
         local = tree.take(lanes, schedule.finish_lane[event])
-        encoder_state = tree.take(collected.encoder_states, slot)
-        result, summand, weight, encoder_state = _hand_over(a_pass, begin, tree.take(infos, slot), local, encoder_state)
+        client_state, encoder_state = tree.take((collected.client_states, collected.encoder_states), slot)
+        handed = _hand_over(a_pass, begin, tree.take(infos, slot), local, encoder_state)
+        if watch is not None:
+            watch("what it hands over", (handed.update, handed.weight, handed.summand), slot)
         if isinstance(reduce, Linear):
-            added = tree.summand(summand, weight, reduce.weighted)
+            added = tree.summand(handed.summand, handed.weight, reduce.weighted)
             summands = jax.tree.map(jnp.add, collected.summands, added)
         else:
-            summands = tree.put(collected.summands, slot, summand)
+            summands = tree.put(collected.summands, slot, handed.summand)
         return _Collected(
             summands,
-            collected.weights.at[slot].set(weight),
-            tree.put(collected.client_states, slot, result.state),
-            tree.put(collected.encoder_states, slot, encoder_state),
-            tree.put(collected.metrics, slot, result.metrics),
+            collected.weights.at[slot].set(handed.weight),
+            tree.put(collected.client_states, slot, tree.where(handed.finite, handed.client_state, client_state)),
+            tree.put(collected.encoder_states, slot, tree.where(handed.finite, handed.encoder_state, encoder_state)),
+            tree.put(collected.metrics, slot, handed.metrics),
+            collected.not_finite.at[slot].set(~handed.finite),
         )
 
     return lax.fori_loop(schedule.finishes[number], schedule.finishes[number + 1], finish, collected)
 
 
-def _hand_over(a_pass, begin, info, local, encoder_state):
-    """finish → encode → receive for one client: (result, summand, weight, encoder state)."""
+class _Handed(NamedTuple):
+    """What one client hands over, and whether it may take part."""
+
+    update: PyTree
+    summand: PyTree
+    weight: Array
+    client_state: PyTree
+    encoder_state: PyTree
+    metrics: Metrics
+    finite: Array
+
+
+def _hand_over(a_pass, begin, info, local, encoder_state) -> _Handed:
+    """finish → encode → receive for one client; its weight is 0 where its update is not finite."""
     result = a_pass.trainer.finish(begin.broadcast, info, local)
-    encode = a_pass.aggregator.encode
+    finite = tree.all_finite((result.update, result.weight))
+    weight = jnp.where(finite, result.weight, 0)
     key = prng.fold(info.key, "encode")
-    update = result.update
-    message, weight, state = encode(update, result.weight, begin.shared, encoder_state, key, begin.round_key)
-    return result, a_pass.aggregator.receive(message, begin.shared), weight, state
+    encode = a_pass.aggregator.encode
+    message, weight, encoder_state = encode(result.update, weight, begin.shared, encoder_state, key, begin.round_key)
+    summand = a_pass.aggregator.receive(message, begin.shared)
+    weight = jnp.where(finite, weight, 0)  # an encoder may weigh all clients alike
+    return _Handed(result.update, summand, weight, result.state, encoder_state, result.metrics, finite)
 
 
 def _in_sum_dtype(shapes):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, UInt
 
 from fedjax_tx import prng, tree
 from fedjax_tx.data.schedule import Schedule
-from fedjax_tx.simulation.lanes import PassEnd, PassStart, batch_shapes, run_pass, update_shapes
+from fedjax_tx.simulation.lanes import PassEnd, PassStart, Watch, batch_shapes, run_pass, update_shapes
 from fedjax_tx.types import (
     ClientInfo,
     FederatedAlgorithm,
@@ -47,6 +47,7 @@ class RoundOutput(NamedTuple):
 
     metrics: ``{name: (value[slot], weight[slot])}`` of each client, over all passes. server: what ``combine`` said, aggregation:
     what ``decode`` said (merged over the passes). totals: of the last pass. empty: whether a pass had no weight at all.
+    not_finite [slot]: who was left out of a pass, since its update was not finite.
     """
 
     metrics: Metrics
@@ -54,6 +55,7 @@ class RoundOutput(NamedTuple):
     aggregation: Mapping[str, Array]
     totals: Totals
     empty: Array
+    not_finite: Array
 
 
 def resolve(make_algorithm: MakeAlgorithm, hyper: Hyper) -> FederatedAlgorithm:
@@ -85,8 +87,7 @@ def init_state(make_algorithm, num_clients: int, batch_size: int, hyper, seed, i
     return DeviceState(server, clients, tuple(aggregators), tuple(encoders))
 
 
-@partial(jax.jit, static_argnames=("make_algorithm", "batch_sizes"))
-def run_rounds(
+def run_rounds_uncompiled(
     make_algorithm,
     batch_sizes: tuple[int, ...],
     hyper: Hyper,
@@ -97,12 +98,14 @@ def run_rounds(
     columns: dict[str, Array],
     schedules: tuple[Schedule, ...],
     population: Int[Array, ""],
+    watch: Watch | None = None,
 ) -> tuple[DeviceState, RoundOutput]:
-    """Runs ``num_rounds`` rounds from round ``first_round``.
+    """Runs ``num_rounds`` rounds from round ``first_round``; ``run_rounds`` is this, jitted.
 
     Args:
       schedules: for each pass, the rounds' schedules stacked along a leading axis; its length is the capacity of a call.
       population: how many clients the data set has.
+      watch: looks at concrete values on the way (see ``debug.py``); for one lane under ``jax.disable_jit()``.
 
     Returns: the state, and the rounds' outputs stacked along that axis (only the first ``num_rounds`` count).
     """
@@ -111,7 +114,8 @@ def run_rounds(
 
     def one_round(state, number):
         round_key = prng.fold(key, first_round + number)
-        return _one_round(algorithm, batch_sizes, round_key, state, columns, tree.take(schedules, number), population)
+        schedule = tree.take(schedules, number)
+        return _one_round(algorithm, batch_sizes, round_key, state, columns, schedule, population, watch)
 
     def body(number, carry):
         state, outputs = carry
@@ -121,6 +125,9 @@ def run_rounds(
     capacity = schedules[0].num_ticks.shape[0]
     _, output = jax.eval_shape(one_round, state, jnp.int32(0))
     return lax.fori_loop(0, num_rounds, body, (state, tree.zeros(output, (capacity,))))
+
+
+run_rounds = jax.jit(run_rounds_uncompiled, static_argnames=("make_algorithm", "batch_sizes", "watch"))
 
 
 @partial(jax.jit, static_argnames=("make_algorithm", "batch_size", "population"))
@@ -137,27 +144,29 @@ def run_evaluation(
     broadcast = a_pass.broadcast(state.server)
     clients = tree.take(state.clients, jnp.maximum(rows, 0))
     fresh = algorithm.passes[0].trainer.init_state(algorithm.passes[0].broadcast(state.server), key)
-    clients = jax.tree.map(
-        lambda have, new: jnp.where((rows >= 0).reshape(-1, *[1] * new.ndim), have, new), clients, fresh
-    )
+    clients = jax.tree.map(lambda have, new: jnp.where((rows >= 0).reshape(-1, *[1] * new.ndim), have, new), clients, fresh)
     begin = PassStart(broadcast, (), clients, (), prng.fold(key, "round"), prng.fold(key, "pass"))
     return run_pass(a_pass, begin, columns, schedule, batch_size, population).metrics
 
 
-def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population):
+def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population, watch):
     said: tuple[dict, dict, dict] = ({}, {}, {})
-    empty = jnp.bool_(False)
+    empty, not_finite = jnp.bool_(False), jnp.zeros(schedules[0].ids.shape[0], bool)
     for number, (a_pass, schedule) in enumerate(zip(algorithm.passes, schedules, strict=True)):
         pass_key = prng.fold(round_key, "pass", number)
-        end = _run_clients(a_pass, number, pass_key, batch_sizes[number], state, columns, schedule, population)
+        watch_pass = None if watch is None else partial(watch, number)
+        end = _run_clients(a_pass, number, pass_key, batch_sizes[number], state, columns, schedule, population, watch_pass)
         state, nobody, server_said, decode_said = _update_server(a_pass, number, pass_key, state, end, schedule)
+        if watch_pass is not None:
+            watch_pass("the server's state", state.server)
         empty |= nobody
+        not_finite |= end.not_finite
         for have, new in zip(said, (end.metrics, server_said, decode_said), strict=True):
             _merge(have, new, number)
-    return state, RoundOutput(*said, end.totals, empty)
+    return state, RoundOutput(*said, end.totals, empty, not_finite)
 
 
-def _run_clients(a_pass: Pass, number, pass_key, batch_size, state: DeviceState, columns, schedule, population) -> PassEnd:
+def _run_clients(a_pass: Pass, number, pass_key, batch_size, state: DeviceState, columns, schedule, population, watch) -> PassEnd:
     begin = PassStart(
         a_pass.broadcast(state.server),
         state.aggregators[number],
@@ -166,7 +175,7 @@ def _run_clients(a_pass: Pass, number, pass_key, batch_size, state: DeviceState,
         prng.fold(pass_key, "aggregate"),
         prng.fold(pass_key, "clients"),
     )
-    return run_pass(a_pass, begin, columns, schedule, batch_size, population)
+    return run_pass(a_pass, begin, columns, schedule, batch_size, population, watch)
 
 
 def _update_server(a_pass: Pass, number, pass_key, state: DeviceState, end: PassEnd, schedule):

@@ -3,6 +3,7 @@
 The host selects cohorts and packs them into schedules; the device does the rest. The data stays on the device.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from fedjax_tx import check, prng
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity, stack, useful_share
+from fedjax_tx.simulation.debug import run_round_watched
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.round import DeviceState, init_state, resolve, run_rounds
 from fedjax_tx.types import Cohort, Execution, LocalWork, PyTree
@@ -42,7 +44,8 @@ class RoundInfo(NamedTuple):
     round: its number. metrics: ``{name: mean over the cohort}``, weighted. client_ids: the cohort's client indices.
     client_metrics: ``{name: (value[client], weight[client])}``. server, aggregation: what the server's step and the aggregator
     report. num_clients: how many contributed. num_examples: examples trained on, repetitions counted. num_steps: local steps.
-    useful: real examples over slots of the lanes. empty: nobody contributed, so the parameters stayed.
+    useful: real examples over slots of the lanes. empty: nobody contributed, so the parameters stayed. not_finite: client
+    indices of those that were left out since their update was not finite; ``metrics`` leave them out too.
     """
 
     round: int
@@ -56,6 +59,7 @@ class RoundInfo(NamedTuple):
     num_steps: int
     useful: float
     empty: bool
+    not_finite: np.ndarray
 
 
 class Plan(NamedTuple):
@@ -79,6 +83,7 @@ class RoundFunction:
     columns: dict[str, jax.Array]
     num_lanes: int
     rounds_per_call: int
+    debug: bool = False
 
     def init(self, seed: int | None = None, init_params: PyTree = None) -> RoundState:
         """Returns the state before round 0; ``seed`` defaults to the experiment's, ``init_params`` to newly drawn ones."""
@@ -100,7 +105,12 @@ class RoundFunction:
         check.instance("state", state, RoundState, "a RoundState made by round_fn.init")
         check.integer("num_rounds", num_rounds, low=1, high=self.rounds_per_call)
         plan = self.plan(state, num_rounds)
-        device, output = run_rounds(*self.arguments(state, plan))
+        arguments = self.arguments(state, plan)
+        if self.debug:
+            names = self.experiment.train.client_ids[plan.cohorts[0].ids].tolist()
+            device, output = run_round_watched(arguments, state.round, names)
+        else:
+            device, output = run_rounds(*arguments)
         infos = _read_infos(state.round, plan, jax.device_get(output), [work.batch_size for work in self.works])
         last = (infos[-1].client_ids, infos[-1].client_metrics) if self.experiment.cohorts.reads_metrics else None
         return RoundState(device, plan.source_state, state.seed, state.round + num_rounds, last), infos
@@ -169,6 +179,8 @@ def make_round(experiment: Experiment, execution: Execution | None = None) -> Ro
     execution = Execution() if execution is None else execution
     check.instance("execution", execution, Execution, "an Execution")
     columns = {name: jnp.asarray(column) for name, column in experiment.train.columns.items()}
+    if execution.debug:
+        return dataclasses.replace(build_round(experiment, columns, 1, 1), debug=True)
     if execution.num_lanes == "auto":
         return choose_lanes(experiment, execution, columns)
     return build_round(experiment, columns, execution.num_lanes, execution.rounds_per_call)
@@ -203,11 +215,13 @@ def _read_infos(first_round: int, plan: Plan, output, batch_sizes: list[int]) ->
         size = cohort.ids.size
         row = jax.tree.map(lambda leaf, number=number: leaf[number], output)
         client_metrics = {name: (value[:size], weight[:size]) for name, (value, weight) in row.metrics.items()}
+        left_out = row.not_finite[:size]
+        counted = {name: (value[~left_out], weight[~left_out]) for name, (value, weight) in client_metrics.items()}
         schedules = [planned[number] for planned in plan.schedules]
         slots = zip(schedules, batch_sizes, strict=True)
         info = RoundInfo(
             round=first_round + number,
-            metrics={name: weighted_mean(*pair) for name, pair in client_metrics.items()},
+            metrics={name: weighted_mean(*pair) for name, pair in counted.items()},
             client_ids=cohort.ids,
             client_metrics=client_metrics,
             server={name: _plain(value) for name, value in row.server.items()},
@@ -217,6 +231,7 @@ def _read_infos(first_round: int, plan: Plan, output, batch_sizes: list[int]) ->
             num_steps=sum(int(schedule.num_steps.sum()) for schedule in schedules),
             useful=float(np.mean([useful_share(schedule, batch_size) for schedule, batch_size in slots])),
             empty=bool(row.empty),
+            not_finite=cohort.ids[left_out],
         )
         infos.append(info)
     return infos
