@@ -127,7 +127,7 @@ def fixed_cohorts(ids: np.ndarray | list) -> CohortSource:
 
 def as_cohort(selected: Cohort | ArrayLike, num_clients: int, max_clients: int) -> Cohort:
     """Returns what a source selected as a checked ``Cohort`` with all fields filled in."""
-    cohort = selected if isinstance(selected, Cohort) else Cohort(selected)
+    cohort = selected if isinstance(selected, Cohort) else Cohort(np.asarray(selected))
     ids = _indices("the cohort's ids", cohort.ids)
     if ids.size > max_clients:
         check.fail_value("the cohort's size", f"<= {max_clients}, its source's max_clients", ids.size)

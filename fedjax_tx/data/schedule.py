@@ -11,6 +11,7 @@ examples, not of ticks x lanes x batch.
 import heapq
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_tx import check, prng
@@ -30,7 +31,7 @@ class Schedule(NamedTuple):
     num_clients: np.ndarray
     order: np.ndarray
     first: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # not the method of tuples
     slot: np.ndarray
     step: np.ndarray
     starts: np.ndarray
@@ -109,8 +110,9 @@ def make_schedule(
     order[: starts[-1]] = _order(ids, offsets[ids], sizes, rows, starts, work.shuffle, seed, round_number)
     grid = np.zeros((4, capacity.ticks, lanes), np.int32)
     _fill(grid, lane, start, spans, sizes, starts[:-1], rows, work.batch_size)
-    start_events = _events(start, lane, capacity)
-    finish_events = _events(start + spans - 1, lane, capacity)
+    first, count, slot, step = grid
+    start_bounds, start_lane, start_slot = _events(start, lane, capacity)
+    finish_bounds, finish_lane, finish_slot = _events(start + spans - 1, lane, capacity)
 
     def pad(values, dtype=np.int32):
         out = np.zeros((capacity_clients, *values.shape[1:]), dtype)
@@ -118,17 +120,24 @@ def make_schedule(
         return out
 
     return Schedule(
-        np.asarray(num_ticks, np.int32),
-        np.asarray(ids.size, np.int32),
-        order,
-        *grid,
-        *start_events,
-        *finish_events,
-        pad(ids),
-        pad(sizes),
-        pad(steps),
-        pad(cohort.version),
-        {name: pad(value, value.dtype) for name, value in cohort.covariates.items()},
+        num_ticks=np.asarray(num_ticks, np.int32),
+        num_clients=np.asarray(ids.size, np.int32),
+        order=order,
+        first=first,
+        count=count,
+        slot=slot,
+        step=step,
+        starts=start_bounds,
+        start_lane=start_lane,
+        start_slot=start_slot,
+        finishes=finish_bounds,
+        finish_lane=finish_lane,
+        finish_slot=finish_slot,
+        ids=pad(ids),
+        num_examples=pad(sizes),
+        num_steps=pad(steps),
+        version=pad(cohort.version),
+        covariates={name: pad(value, value.dtype) for name, value in cohort.covariates.items()},
     )
 
 
@@ -141,9 +150,7 @@ def useful_share(schedule: Schedule, batch_size: int) -> float:
 def stack(schedules: list[Schedule], length: int) -> Schedule:
     """Stacks the schedules of several rounds along a leading axis of ``length``, repeating the last to fill it."""
     filled = schedules + [schedules[-1]] * (length - len(schedules))
-    covariates = {name: np.stack([s.covariates[name] for s in filled]) for name in filled[0].covariates}
-    arrays = [np.stack(values) for values in zip(*(schedule[:-1] for schedule in filled), strict=True)]
-    return Schedule(*arrays, covariates)
+    return jax.tree.map(lambda *values: np.stack(values), *filled)
 
 
 def _per_client(name: str, value: int | np.ndarray | None, num_clients: int) -> np.ndarray:

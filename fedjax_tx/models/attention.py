@@ -12,6 +12,8 @@ arXiv:2002.04745) instead of after it, and its activation is the tanh form of GE
 Dropout acts on the output of each residual branch, not on the attention weights, which fused kernels never form.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -115,7 +117,7 @@ class SelfAttention(nnx.Module):
         q_BxSxHxD, k_BxSxHxD, v_BxSxHxD = (part.reshape(heads) for part in jnp.split(self.qkv(x_BxSxD), 3, axis=-1))
         mask_Bx1x1xS = None if valid_BxS is None else valid_BxS[:, None, None, :]
         implementation = self.implementation or fastest_implementation(q_BxSxHxD.dtype, heads[-1])
-        options = {"mask": mask_Bx1x1xS, "is_causal": self.causal, "implementation": implementation}
+        options: dict[str, Any] = {"mask": mask_Bx1x1xS, "is_causal": self.causal, "implementation": implementation}
         o_BxSxHxD = jax.nn.dot_product_attention(q_BxSxHxD, k_BxSxHxD, v_BxSxHxD, **options)
         return self.out(o_BxSxHxD.reshape(batch, time, width))
 

@@ -24,10 +24,9 @@ def run_round_watched(arguments: tuple, round_number: int, names: list) -> tuple
 
     Errors: ``FloatingPointError`` at the first NaN, naming client, round, pass, step and the leaf that holds it.
     """
-    make_algorithm, batch_sizes, *arrays = arguments
-    arrays = jax.tree.map(jnp.asarray, arrays)  # NumPy's arrays do not take JAX's indices
+    arrays = jax.tree.map(jnp.asarray, arguments[2:])  # NumPy's arrays do not take JAX's indices
     with jax.disable_jit():
-        return run_rounds_uncompiled(make_algorithm, batch_sizes, *arrays, watch=make_watch(round_number, names))
+        return run_rounds_uncompiled(*arguments[:2], *arrays, make_watch(round_number, names))
 
 
 def make_watch(round_number: int, names: list) -> Watch:
