@@ -26,7 +26,7 @@ def run_round_watched(arguments: tuple, round_number: int, names: list) -> tuple
     """
     arrays = jax.tree.map(jnp.asarray, arguments[2:])  # NumPy's arrays do not take JAX's indices
     with jax.disable_jit():
-        return run_rounds_uncompiled(*arguments[:2], *arrays, make_watch(round_number, names))
+        return run_rounds_uncompiled(*[*arguments[:2], *arrays, make_watch(round_number, names)])
 
 
 def make_watch(round_number: int, names: list) -> Watch:
