@@ -34,6 +34,16 @@ def subtract(left: PyTree, right: PyTree) -> PyTree:
     return jax.tree.map(jnp.subtract, left, right)
 
 
+def cast(tree: PyTree, like: PyTree) -> PyTree:
+    """Returns ``tree`` in the dtypes of ``like``, leaf by leaf: sums come in float32, parameters may be narrower."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
+
+
+def zero_sums(shapes: PyTree) -> PyTree:
+    """Returns zeros of the shapes of ``shapes`` in the dtypes in which such values are summed."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, sum_dtype(leaf.dtype)), shapes)
+
+
 def zeros(shapes: PyTree, leading: tuple[int, ...] = ()) -> PyTree:
     """Returns zeros of the shapes and dtypes of ``shapes`` (arrays or ``jax.ShapeDtypeStruct``) behind ``leading`` axes."""
 

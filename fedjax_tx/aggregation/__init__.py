@@ -5,8 +5,9 @@ from fedjax_tx.aggregation.chain import chain, check_complete, stage
 from fedjax_tx.aggregation.clip import clip_norm
 from fedjax_tx.aggregation.compression import drive, top_k
 from fedjax_tx.aggregation.integers import integer_mean
-from fedjax_tx.aggregation.linear import fixed_mean, mean, nothing
+from fedjax_tx.aggregation.linear import fixed_mean, mean, nothing, population_mean, total
 from fedjax_tx.aggregation.noise import gaussian_noise
+from fedjax_tx.aggregation.parts import parts
 from fedjax_tx.aggregation.robust import krum, median
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "mean",
     "median",
     "nothing",
+    "parts",
+    "population_mean",
     "stage",
     "top_k",
+    "total",
 ]

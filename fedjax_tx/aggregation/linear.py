@@ -1,4 +1,4 @@
-"""Reductions by addition: the weighted mean, a mean over a fixed denominator, and nothing at all."""
+"""Reductions by addition: the weighted mean, means over a denominator that is known beforehand, and the plain sum."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def mean(*, weighted: bool = True) -> Aggregator:
         scale = 1 / jnp.where(totals.weight > 0, totals.weight, 1)
         return jax.tree.map(lambda leaf: leaf * scale, reduced), state, {}
 
-    name, encode = ("mean()", unchanged) if weighted else ("mean(weighted=False)", _count_alike)
+    name, encode = ("mean()", unchanged) if weighted else ("mean(weighted=False)", _count_once)
     return stage(name, encode=encode, reduce=Linear(weighted=weighted), decode=decode, reads_update=False)
 
 
@@ -55,7 +55,7 @@ def fixed_mean(denominator: float) -> Aggregator:
 
     return stage(
         f"fixed_mean({denominator})",
-        encode=_count_alike,
+        encode=_count_once,
         reduce=Linear(),
         decode=decode,
         releases_empty=True,
@@ -64,16 +64,48 @@ def fixed_mean(denominator: float) -> Aggregator:
     )
 
 
+def population_mean() -> Aggregator:
+    """The sum of the cohort's updates over the number of all clients, there or not: sum_{k in S} update_k / N.
+
+    How the server of SCAFFOLD (arXiv 1910.06378) follows the mean of what all clients remember, of whom a few changed it. Each
+    client counts once, whatever its weight (a weight of 0 still takes no part).
+
+    Example:
+      >>> import fedjax_tx as ftx
+      >>> update, _, _ = ftx.aggregation.aggregate(population_mean(), {"w": jnp.array([1.0, 4.0])}, jnp.array([2.0, 0.0]))
+      >>> float(update["w"])
+      0.5
+    """
+
+    def decode(reduced, totals, state, key):
+        scale = 1 / jnp.maximum(totals.population, 1)
+        return jax.tree.map(lambda leaf: leaf * scale, reduced), state, {}
+
+    return stage("population_mean()", encode=_count_once, reduce=Linear(), decode=decode, reads_update=False)
+
+
+def total() -> Aggregator:
+    """The sum of the updates, without weights; a client of weight 0 takes no part.
+
+    Example:
+      >>> import fedjax_tx as ftx
+      >>> update, _, _ = ftx.aggregation.aggregate(total(), {"w": jnp.array([1.0, 4.0])}, jnp.array([2.0, 1.0]))
+      >>> float(update["w"])
+      5.0
+    """
+    return stage("total()", reduce=Linear(), decode=passed_on, reads_update=False)
+
+
 def nothing() -> Aggregator:
-    """Sums what it is given: for passes of which only metrics and client states matter, with the update ``{}``.
+    """``total()`` by another name, for passes of which only metrics and client states matter: their update is ``{}``.
 
     Example:
       >>> nothing().decode({}, None, (), None)
       ({}, (), {})
     """
-    return stage("nothing()", reduce=Linear(), decode=passed_on, reads_update=False)
+    return total()._replace(name="nothing()")
 
 
-def _count_alike(update, weight, shared, client_state, client_key, round_key):
-    """The ``encode`` of reductions to which each client that takes part counts once."""
+def _count_once(update, weight, shared, client_state, client_key, round_key):
+    """An ``encode`` by which each client that takes part weighs 1."""
     return update, (weight > 0).astype(jnp.float32), client_state

@@ -1,6 +1,9 @@
 """Federated methods, one file a paper."""
 
 from fedjax_tx.algorithms.fed_avg import fed_avg
+from fedjax_tx.algorithms.mime import mime, mime_lite
+from fedjax_tx.algorithms.q_fed_avg import q_fed_avg
+from fedjax_tx.algorithms.scaffold import scaffold
 from fedjax_tx.algorithms.server import optax_server
 
-__all__ = ["fed_avg", "optax_server"]
+__all__ = ["fed_avg", "mime", "mime_lite", "optax_server", "q_fed_avg", "scaffold"]

@@ -50,7 +50,7 @@ def optax_server(optimizer: optax.GradientTransformation) -> Callable[..., tuple
 
     def combine(state: ServerState, aggregate: PyTree, key) -> tuple[ServerState, dict]:
         # Sums come in float32: the optimiser's state keeps the parameters' own dtypes.
-        delta = jax.tree.map(lambda leaf, param: leaf.astype(param.dtype), aggregate["delta"], state.params)
+        delta = tree.cast(aggregate["delta"], state.params)
         updates, optimizer_state = optimizer.update(delta, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         info = {"update_norm": tree.norm(delta)}

@@ -1,14 +1,17 @@
 """Local work of one client, shared by algorithms."""
 
+from fedjax_tx.clients.gradient import full_gradient
 from fedjax_tx.clients.local import ModelBroadcast, client_weight, local_evaluation, local_sgd
-from fedjax_tx.clients.objective import add_metrics, batch_loss, batch_metrics, masked_mean, no_metrics
+from fedjax_tx.clients.objective import add_metrics, batch_gradient, batch_loss, batch_metrics, masked_mean, no_metrics
 
 __all__ = [
     "ModelBroadcast",
     "add_metrics",
+    "batch_gradient",
     "batch_loss",
     "batch_metrics",
     "client_weight",
+    "full_gradient",
     "local_evaluation",
     "local_sgd",
     "masked_mean",

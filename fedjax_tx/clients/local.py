@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from fedjax_tx import tree
-from fedjax_tx.clients.objective import add_metrics, batch_loss, batch_metrics, no_metrics
+from fedjax_tx.clients.objective import add_metrics, batch_gradient, batch_metrics, no_metrics
 from fedjax_tx.types import ClientResult, ClientTrainer, Metrics, PyTree, Task
 
 
@@ -42,10 +42,7 @@ def local_sgd(task: Task, optimizer: optax.GradientTransformation) -> ClientTrai
         return _Training(params, optimizer.init(params), no_metrics({"loss": None}), state)
 
     def step(broadcast, info, local, batch, mask, key):
-        def loss(params):
-            return batch_loss(task, params, broadcast.frozen, batch, mask, key)
-
-        (value, weight), gradient = jax.value_and_grad(loss, has_aux=True)(local.params)
+        (value, weight), gradient = batch_gradient(task, local.params, broadcast.frozen, batch, mask, key)
         updates, optimizer_state = optimizer.update(gradient, local.optimizer, local.params)
         metrics = add_metrics(local.metrics, {"loss": (value, weight)})
         return _Training(optax.apply_updates(local.params, updates), optimizer_state, metrics, local.state)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
@@ -30,6 +31,17 @@ def batch_loss(
     """Returns (mean loss, total weight) of a batch; differentiate it with ``jax.value_and_grad(..., has_aux=True)``."""
     outputs = task.apply(trainable, frozen, batch, key)
     return masked_mean(*task.loss(outputs, batch), mask)
+
+
+def batch_gradient(
+    task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, "batch"], key: Key[Array, ""] | None
+) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], PyTree]:
+    """Returns ((mean loss, total weight), its gradient by ``trainable``) of a batch."""
+
+    def loss(trainable):
+        return batch_loss(task, trainable, frozen, batch, mask, key)
+
+    return jax.value_and_grad(loss, has_aux=True)(trainable)
 
 
 def batch_metrics(task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, "batch"]) -> Metrics:

@@ -10,18 +10,22 @@ from fedjax_tx import aggregation as agg
 CLIENTS = 8
 
 # laws: permutes (the order of clients is nothing), agrees (equal updates give that update), scales (k times the updates give k
-# times the result), shifts (adding one vector to all adds it to the result), weighs (twice the weight is the client twice),
-# repeats (the same key gives the same result, another key another).
+# times the result), shifts (adding one vector to all adds it to the result), weighs (a client's weight w is that client w times).
+# Each case is one in which an aggregator without the law fails by argument, not by the numbers drawn; see at the laws.
 EVERY = {"permutes", "agrees", "scales", "shifts", "weighs"}
 TABLE = {
     "mean": (lambda: agg.mean(), EVERY),
+    "population_mean": (lambda: agg.population_mean(), EVERY - {"weighs"}),
+    "total": (lambda: agg.total(), {"permutes", "scales"}),
+    "parts": (lambda: agg.parts(a=agg.mean(), b=agg.mean()), EVERY),
+    "parts mixed": (lambda: agg.parts(a=agg.median(), b=agg.mean()), EVERY - {"weighs"}),
     "fixed_mean": (lambda: agg.fixed_mean(CLIENTS), EVERY - {"weighs", "shifts"}),
     "clip_norm": (lambda: agg.chain(agg.clip_norm(2.0), agg.mean()), {"permutes", "weighs"}),
     "clip_norm far": (lambda: agg.chain(agg.clip_norm(1e9), agg.mean()), EVERY),
     "top_k": (lambda: agg.chain(agg.top_k(0.5), agg.mean()), {"permutes", "scales", "weighs"}),
     "top_k all": (lambda: agg.chain(agg.top_k(1.0), agg.mean()), EVERY),
     "drive": (lambda: agg.chain(agg.drive(), agg.mean()), {"scales"}),
-    "integer_mean": (lambda: agg.integer_mean(1000.0, 2.0**-12, CLIENTS), EVERY - {"weighs"}),
+    "integer_mean": (lambda: agg.integer_mean(1000.0, 2.0**-16, CLIENTS), EVERY - {"weighs"}),
     "median": (lambda: agg.median(), EVERY - {"weighs"}),
     "krum": (lambda: agg.krum(2), EVERY - {"weighs"}),
     "noise": (lambda: agg.chain(agg.clip_norm(2.0), agg.fixed_mean(CLIENTS), agg.gaussian_noise(1.0)), {"permutes"}),
@@ -60,7 +64,8 @@ def permutes(make):
 
 
 def agrees(make):
-    one = jax.tree.map(lambda leaf: leaf[0], updates())
+    # All coordinates alike: longer (7.9) than the norms that are clipped to, and none that could be left out for being small.
+    one = jax.tree.map(lambda leaf: jnp.full_like(leaf[0], 3.0), updates())
     return close(aggregate(make, jax.tree.map(lambda leaf: jnp.stack([leaf] * CLIENTS), one)), one)
 
 
@@ -78,10 +83,19 @@ def shifts(make):
 
 
 def weighs(make):
-    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[3:4]]), updates())
-    weights = np.ones(CLIENTS)
-    weights[3] = 2
-    return close(aggregate(make, updates(), weights), aggregate(make, twice), 1e-5)
+    """Whether a client of weight 50 is that client 50 times, for one client and for another.
+
+    50 times, a client is the median; and Krum's choice: of its 53 nearest neighbours 49 are itself, while 47 of any other's are
+    it. So an aggregator that does not look at weights would have to give both clients at once.
+    """
+
+    def weighs_client(client):
+        copies = jax.tree.map(lambda leaf: jnp.concatenate([leaf, *[leaf[client : client + 1]] * 49]), updates())
+        weights = np.ones(CLIENTS)
+        weights[client] = 50
+        return close(aggregate(make, updates(), weights), aggregate(make, copies), 1e-4)
+
+    return weighs_client(3) and weighs_client(5)
 
 
 LAWS = {"permutes": permutes, "agrees": agrees, "scales": scales, "shifts": shifts, "weighs": weighs}

@@ -1,0 +1,41 @@
+"""The gradient of a client's whole data at the server's parameters: a first pass of methods that correct or weigh by it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_tx import tree
+from fedjax_tx.clients.local import client_weight
+from fedjax_tx.clients.objective import add_metrics, batch_gradient, no_metrics
+from fedjax_tx.types import ClientResult, ClientTrainer, Metrics, PyTree, Task
+
+
+class _Sums(NamedTuple):
+    gradient: PyTree
+    metrics: Metrics
+    state: PyTree
+
+
+def full_gradient(task: Task) -> ClientTrainer:
+    """A client that takes the mean gradient over its data at the server's parameters; it makes no step.
+
+    The update is ``{"gradient": mean over its examples}`` in float32 and the weight its number of examples, so that a weighted
+    mean is the gradient over the cohort's data; over one epoch each example counts once. The client's state stays. Dropout is on,
+    as in the training that the gradient stands for. Metric: ``start_loss``, the loss there.
+    """
+
+    def start(broadcast, info, state):
+        return _Sums(tree.zero_sums(broadcast.params), no_metrics({"start_loss": None}), state)
+
+    def step(broadcast, info, local, batch, mask, key):
+        (value, weight), gradient = batch_gradient(task, broadcast.params, broadcast.frozen, batch, mask, key)
+        summed = jax.tree.map(lambda total, leaf: total + weight * leaf.astype(total.dtype), local.gradient, gradient)
+        return _Sums(summed, add_metrics(local.metrics, {"start_loss": (value, weight)}), local.state)
+
+    def finish(broadcast, info, local):
+        _, weight = local.metrics["start_loss"]
+        mean = jax.tree.map(lambda total: total / jnp.where(weight > 0, weight, 1), local.gradient)
+        return ClientResult({"gradient": mean}, client_weight(info), local.state, local.metrics)
+
+    return ClientTrainer(lambda broadcast, key: (), start, step, finish)

@@ -1,0 +1,72 @@
+"""Client drift on quadratics of different curvature, with several local steps: where each method comes to rest, in closed form.
+
+With f_i(x) = a_i / 2 ||x - b_i||^2 and K steps at rate eta a client goes from x to b_i + (1 - eta a_i)^K (x - b_i). All clients take
+part. FedAvg rests where sum_i w_i (x - b_i) = 0 with w_i = 1 - (1 - eta a_i)^K; the optimum of the mean has a_i in the place of w_i.
+"""
+
+import numpy as np
+import optax
+import pytest
+import quadratics
+
+from fedjax_tx.algorithms import fed_avg, mime, mime_lite, scaffold
+
+RATE, STEPS, ROUNDS = 0.3, 5, 200
+A, B = np.array(quadratics.CURVATURES), np.array(quadratics.CENTRES)
+OPTIMUM = A @ B / A.sum()
+PULL = 1 - (1 - RATE * A) ** STEPS
+DRIFTED = PULL @ B / PULL.sum()
+TASK = quadratics.task()
+
+
+def rest(make_algorithm, rounds=ROUNDS, **settings):
+    """Where the server is after many rounds; and that it has come to rest there."""
+    state, info = quadratics.play(make_algorithm, rounds, STEPS, rounds_per_call=50, **settings)
+    assert info.server["update_norm"] < 1e-5
+    return np.asarray(state.device.server.params["x"])
+
+
+def test_the_two_points_are_far_apart():
+    assert np.abs(OPTIMUM - DRIFTED).min() > 0.1
+
+
+@pytest.mark.parametrize("make_algorithm", [fed_avg, mime_lite], ids=["fed_avg", "mime_lite"])
+def test_without_correction_it_rests_at_the_wrong_point(make_algorithm):
+    # MimeLite on plain SGD is FedAvg.
+    np.testing.assert_allclose(rest(make_algorithm(TASK, optax.sgd(RATE))), DRIFTED, atol=1e-4)
+
+
+def test_scaffold_reaches_the_optimum():
+    np.testing.assert_allclose(rest(scaffold(TASK, RATE)), OPTIMUM, atol=1e-4)
+
+
+def test_scaffold_reaches_the_optimum_though_one_client_is_away_each_round():
+    cohorts = [[0, 1], [1, 2], [2, 0]]
+    np.testing.assert_allclose(rest(scaffold(TASK, RATE), 300, cohorts=cohorts), OPTIMUM, atol=1e-4)
+
+
+def test_scaffold_rests_at_the_optimum_of_the_plain_mean_though_clients_hold_unequal_data():
+    train = quadratics.quadratic_clients(sizes=(1, 4, 1))
+    weighted = (A * [1, 4, 1]) @ B / (A @ [1, 4, 1])
+    assert np.abs(weighted - OPTIMUM).min() > 0.1
+    np.testing.assert_allclose(rest(scaffold(TASK, RATE), 400, train=train), OPTIMUM, atol=1e-4)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_mime_reaches_the_optimum(momentum):
+    """Its steps sum to -eta c sum_j (1 - eta a_i)^j, a multiple of the full gradient c: it rests where c = 0, for SGD at once."""
+    np.testing.assert_allclose(rest(mime(TASK, optax.sgd(RATE, momentum))), OPTIMUM, atol=1e-4)
+
+
+def test_mime_on_plain_sgd_contracts_at_the_rate_of_its_theory():
+    """x+ - x* = (1 - mean_i a_i mean_i (w_i / a_i)) (x - x*), on quadratics in one round and exactly."""
+    state, _ = quadratics.play(mime(TASK, optax.sgd(RATE)), 3, STEPS)
+    factor = 1 - A.mean() * (PULL / A).mean()
+    want = OPTIMUM + factor**3 * (np.ones(2) - OPTIMUM)
+    np.testing.assert_allclose(state.device.server.params["x"], want, rtol=1e-4)
+
+
+def test_two_local_steps_already_drift_and_one_does_not():
+    for steps, pull in ((1, RATE * A), (2, 1 - (1 - RATE * A) ** 2)):
+        state, _ = quadratics.play(fed_avg(TASK, optax.sgd(RATE)), 400, steps, rounds_per_call=50)
+        np.testing.assert_allclose(state.device.server.params["x"], pull @ B / pull.sum(), atol=1e-4)
