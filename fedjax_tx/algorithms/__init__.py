@@ -1,6 +1,9 @@
 """Federated methods, one file a paper."""
 
+from fedjax_tx.algorithms.ditto import ditto
 from fedjax_tx.algorithms.fed_avg import fed_avg
+from fedjax_tx.algorithms.fed_buff import fed_buff
+from fedjax_tx.algorithms.ifca import ifca
 from fedjax_tx.algorithms.server import optax_server
 
-__all__ = ["fed_avg", "optax_server"]
+__all__ = ["ditto", "fed_avg", "fed_buff", "ifca", "optax_server"]

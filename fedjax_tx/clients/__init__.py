@@ -1,6 +1,6 @@
 """Local work of one client, shared by algorithms."""
 
-from fedjax_tx.clients.local import ModelBroadcast, client_weight, local_evaluation, local_sgd
+from fedjax_tx.clients.local import ModelBroadcast, client_weight, local_evaluation, local_sgd, whole_data
 from fedjax_tx.clients.objective import add_metrics, batch_loss, batch_metrics, masked_mean, no_metrics
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "local_sgd",
     "masked_mean",
     "no_metrics",
+    "whole_data",
 ]
