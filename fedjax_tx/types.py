@@ -237,6 +237,7 @@ class Pass(NamedTuple):
 
     ``broadcast(server_state) -> broadcast``. ``combine(server_state, aggregate, key) -> (server_state, info)``.
     ``work`` overrides the experiment's local work in this pass: another one, or ``work(local) -> LocalWork``.
+    ``travels(broadcast, message) -> (down, up)``: what of the two would go to and from one client, for the ledger; by default all.
     """
 
     trainer: ClientTrainer
@@ -244,6 +245,7 @@ class Pass(NamedTuple):
     broadcast: Callable[["ServerState"], PyTree]
     combine: Callable[["ServerState", PyTree, Key[Array, ""]], tuple["ServerState", Mapping[str, Array]]]
     work: LocalWork | Callable[[LocalWork], LocalWork] | None = None
+    travels: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] = lambda broadcast, message: (broadcast, message)
 
 
 class ServerState(NamedTuple):

@@ -83,7 +83,8 @@ def fed_buff(
         return state._replace(params=params, optimizer=optimizer, extra=ring), info
 
     aggregator = mean()._replace(releases_empty=True)
-    training = Pass(train_from_ring(task, client_optimizer, staleness_weight), aggregator, broadcast_ring, combine)
+    trainer = train_from_ring(task, client_optimizer, staleness_weight)
+    training = Pass(trainer, aggregator, broadcast_ring, combine, travels=_one_model)
     return FederatedAlgorithm(init, (training,), model_evaluation(task), max_version=max_staleness)
 
 
@@ -97,6 +98,11 @@ class RingBroadcast(NamedTuple):
 def broadcast_ring(state) -> RingBroadcast:
     """Returns what clients receive: the ring that the server keeps."""
     return RingBroadcast(state.extra, state.frozen)
+
+
+def _one_model(broadcast, message):
+    """The ring is how past models are at hand in a simulation; a client receives one of them and sends one."""
+    return (tree.take(broadcast.ring, 0), broadcast.frozen), message["delta"]
 
 
 def train_from_ring(task: Task, optimizer: optax.GradientTransformation, staleness_weight: Callable) -> ClientTrainer:

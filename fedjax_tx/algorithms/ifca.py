@@ -90,10 +90,20 @@ def ifca(
     def keep_counts(state, aggregate, key):
         return state._replace(extra=aggregate["clients"]), {"cluster_clients": aggregate["clients"]}
 
-    choosing = Pass(choose_cluster(task, num_clusters), nothing(), broadcast_model, keep_counts, whole_data)
-    training = Pass(train_chosen(task, client_optimizer), mean(), broadcast_model, step_chosen(for_each))
+    choosing = Pass(choose_cluster(task, num_clusters), nothing(), broadcast_model, keep_counts, whole_data, _all_models)
+    training = Pass(train_chosen(task, client_optimizer), mean(), broadcast_model, step_chosen(for_each), travels=_chosen_model)
     evaluation = Pass(evaluate_chosen(task), nothing(), _broadcast_popular, lambda state, aggregate, key: (state, {}))
     return FederatedAlgorithm(init, (choosing, training), evaluation)
+
+
+def _all_models(broadcast, message):
+    """A client receives all models, and says its choice with what it has trained."""
+    return broadcast, ()
+
+
+def _chosen_model(broadcast, message):
+    """The models are there already; the model trained and its number go back."""
+    return (), (tree.take(message["delta"], 0), jnp.int32(0))
 
 
 class _Choosing(NamedTuple):

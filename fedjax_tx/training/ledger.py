@@ -36,14 +36,13 @@ def bytes_a_client(round_fn: RoundFunction, state: RoundState) -> tuple[int, int
     for number, (a_pass, work) in enumerate(zip(algorithm.passes, round_fn.works, strict=True)):
         broadcast = jax.eval_shape(a_pass.broadcast, state.device.server)
         zero = jnp.int32(0)
-        info = ClientInfo(
-            zero, zero, zero, zero, zero, {}, jax.random.key(0), batch_shapes(round_fn.columns, work.batch_size)
-        )
+        info = ClientInfo(zero, zero, zero, zero, zero, {}, jax.random.key(0), batch_shapes(round_fn.columns, work.batch_size))
         client = tree.first_shapes(state.device.clients)
         update = update_shapes(a_pass, broadcast, client, info)
         shared, encoder = state.device.aggregators[number], tree.first_shapes(state.device.encoders[number])
         key = jax.random.key(0)
         encode = a_pass.aggregator.encode
         message, _, _ = jax.eval_shape(encode, update, jnp.float32(0), shared, encoder, key, key)
-        down, up = down + tree.num_bytes(broadcast), up + tree.num_bytes(message)
+        sent, returned = jax.eval_shape(a_pass.travels, broadcast, message)
+        down, up = down + tree.num_bytes(sent), up + tree.num_bytes(returned)
     return down, up

@@ -11,6 +11,7 @@ import scalars
 import fedjax_tx as ftx
 from fedjax_tx import prng
 from fedjax_tx.simulation.round import run_rounds
+from fedjax_tx.training.ledger import bytes_a_client
 
 WHOLE = ftx.data.LocalWork(batch_size=4, shuffle=False)
 ROOT = 2**-0.5
@@ -44,7 +45,7 @@ def play_paper(examples, cohorts, rounds, make_algorithm=on_paper, **execution):
 
 
 def test_three_updates_of_a_fully_asynchronous_server_by_hand():
-    # Clients A, B, C at 4, -4, 8 train for 1, 2, 5; the buffer holds one. A client ends half the way from its start to its number.
+    # Clients A, B, C at 4, -4, 8 train for 1, 2, 5; the buffer holds one. A client ends half the way to its number.
     # t=1  A from w0 = 0: ends at 2,  delta -2,    age 0:  w1 = 2.
     # t=2  B from w0 = 0: ends at -2, delta 2,     age 1:  w2 = 2 - 2 / sqrt(2) = 0.5858.
     # t=2  A from w1 = 2: ends at 3,  delta -1,    age 1:  w3 = w2 + 1 / sqrt(2) = 1.2929.
@@ -58,7 +59,8 @@ def test_three_updates_of_a_fully_asynchronous_server_by_hand():
     np.testing.assert_allclose([info.metrics["loss"] for info in infos], [16, 16, 4], rtol=1e-6)
 
 
-CLOCK_1_2_5 = "A0 B1 A1 A0 B1 A1 C6 A1 B2 A1".split()  # who arrives how stale, worked out in tests/data/test_clock.py
+# Who arrives how stale, worked out in tests/data/test_clock.py.
+CLOCK_1_2_5 = ["A0", "B1", "A1", "A0", "B1", "A1", "C6", "A1", "B2", "A1"]
 
 
 @pytest.mark.parametrize(("num_lanes", "rounds_per_call"), [(1, 1), (1, 4)])
@@ -172,6 +174,13 @@ def test_lanes_do_not_hold_copies_of_the_ring():
     more = temporary_bytes(40) - temporary_bytes(0)
     # A handful of rings (the loop's carry, old and new), where a ring for each lane would be six on top.
     assert more < 4 * 40 * model, more / (40 * model)
+
+
+def test_a_client_is_charged_for_one_model_each_way_as_in_fed_avg():
+    experiments = (problems.experiment(), problems.experiment(buffered, hyper={}))
+    round_fns = [ftx.make_round(experiment, ftx.Execution(num_lanes=1)) for experiment in experiments]
+    averaged, asynchronous = (bytes_a_client(round_fn, round_fn.init()) for round_fn in round_fns)
+    assert asynchronous == averaged == (36, 36)
 
 
 # ---- times, resumption, refusals

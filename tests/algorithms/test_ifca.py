@@ -9,6 +9,7 @@ import pytest
 import scalars
 
 import fedjax_tx as ftx
+from fedjax_tx.training.ledger import bytes_a_client
 
 WHOLE = ftx.data.LocalWork(batch_size=4, shuffle=False)
 # On paper there are always three clients with seven examples: one compiled program for all.
@@ -52,7 +53,7 @@ def test_a_round_of_three_clients_and_two_models_by_hand():
 
 
 def test_a_model_that_nobody_took_stays_with_its_optimiser_and_the_other_is_fed_avg():
-    server = optax.chain(optax.trace(0.9), optax.sgd(1.0))
+    server = optax.sgd(1.0, momentum=0.9)
 
     def clustered(hyper):
         return ftx.algorithms.ifca(scalars.TASK, optax.sgd(scalars.HALF_WAY), 2, server)
@@ -60,17 +61,20 @@ def test_a_model_that_nobody_took_stays_with_its_optimiser_and_the_other_is_fed_
     def averaged(hyper):
         return ftx.algorithms.fed_avg(scalars.TASK, optax.sgd(scalars.HALF_WAY), server)
 
-    examples = [[1, 3], [4], [8, 8, 8, 12]]
-    _, round_fn, state = start_at([1000, 0], examples, clustered)
-    _, plain_fn, plain = start_at(0, examples, averaged)
+    # Client 2 takes model 0 in the first round and moves it by 2, which its optimiser remembers; then it is away.
+    examples = [[1, 3], [4], [1004, 1004, 1004, 1004]]
+    _, round_fn, state = start_at([1000, 0], examples, clustered, cohorts=[[0, 1, 2], [0, 1], [0, 1]])
+    _, plain_fn, plain = start_at(0, examples, averaged, cohorts=[[0, 1]])
     for _ in range(3):
         state, info = round_fn(state)
         plain, _ = plain_fn(plain)
-    assert info.server["cluster_clients"].tolist() == [0, 3]
-    assert float(state.device.server.params["w"][0]) == 1000.0
-    taken = jax.tree.map(lambda leaf: leaf[1], (state.device.server.params, state.device.server.optimizer))
+    assert info.server["cluster_clients"].tolist() == [0, 2]
+    left, taken = (
+        jax.tree.map(lambda leaf, row=row: leaf[row], (state.device.server.params, state.device.server.optimizer))
+        for row in (0, 1)
+    )
     assert_close(taken, (plain.device.server.params, plain.device.server.optimizer))
-    assert [float(leaf[0]) for leaf in jax.tree.leaves(state.device.server.optimizer)] == [0.0]
+    assert [float(leaf) for leaf in jax.tree.leaves(left)] == [1002.0, -2.0]
 
 
 def test_the_choice_is_made_on_all_data_though_only_some_is_trained_on():
@@ -170,6 +174,11 @@ def test_lanes_and_calls_change_nothing(one_by_one, num_lanes, rounds_per_call):
     counts = [info.server["cluster_clients"].tolist() for info in infos]
     assert counts == [info.server["cluster_clients"].tolist() for info in want_infos]
     assert max(map(max, counts)) < 5  # of the five clients with an example not all took the same
+
+
+def test_a_client_is_charged_for_all_models_down_and_for_one_and_its_number_up():
+    round_fn = ftx.make_round(problems.experiment(three_models, hyper={}), ftx.Execution(num_lanes=1))
+    assert bytes_a_client(round_fn, round_fn.init()) == (3 * 36, 36 + 4)
 
 
 # ---- first models

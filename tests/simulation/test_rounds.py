@@ -337,7 +337,8 @@ def stale_source(version: int, **promises):
 
 def test_a_source_of_older_starts_than_the_algorithm_serves_is_refused_before_anything_compiles():
     compiled = len(COMPILED)
-    with pytest.raises(ValueError, match="expected the cohorts' max_version <= 0, the oldest start that the algorithm serves, got 2"):
+    message = "expected the cohorts' max_version <= 0, the oldest start that the algorithm serves, got 2"
+    with pytest.raises(ValueError, match=message):
         ftx.make_round(problems.experiment(cohorts=stale_source(2, max_version=2)), ftx.Execution(num_lanes=1))
     assert len(COMPILED) == compiled
 
