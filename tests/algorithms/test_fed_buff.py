@@ -137,7 +137,7 @@ def random_durations(generator, ids):
     return generator.exponential(1.0 + ids)
 
 
-ASYNC = ftx.data.async_cohorts(random_durations, concurrency=4, buffer_size=2, max_staleness=3)
+ASYNC = ftx.data.async_cohorts(random_durations, concurrency=5, buffer_size=4, max_staleness=3)
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +172,8 @@ def test_lanes_do_not_hold_copies_of_the_ring():
 
     model = 4 * 2 * width * width
     more = temporary_bytes(40) - temporary_bytes(0)
-    # A handful of rings (the loop's carry, old and new), where a ring for each lane would be six on top.
-    assert more < 4 * 40 * model, more / (40 * model)
+    # Less than one ring more; lanes that carry it add one each, six in all.
+    assert more < 1.5 * 40 * model, more / (40 * model)
 
 
 def test_a_client_is_charged_for_one_model_each_way_as_in_fed_avg():
