@@ -237,14 +237,16 @@ class Pass(NamedTuple):
     """One sweep over the cohort: what clients do, how it is aggregated, what they are sent, and what the server makes of it.
 
     ``broadcast(server_state) -> broadcast``. ``combine(server_state, aggregate, key) -> (server_state, info)``.
-    ``work`` overrides the experiment's local work in this pass.
+    ``work`` overrides the experiment's local work in this pass: another one, or ``work(local) -> LocalWork``.
+    ``travels(broadcast, message) -> (down, up)``: what of the two would go to and from one client, for the ledger; by default all.
     """
 
     trainer: ClientTrainer
     aggregator: Aggregator
     broadcast: Callable[["ServerState"], PyTree]
     combine: Callable[["ServerState", PyTree, Key[Array, ""]], tuple["ServerState", Mapping[str, Array]]]
-    work: LocalWork | None = None
+    work: LocalWork | Callable[[LocalWork], LocalWork] | None = None
+    travels: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] = lambda broadcast, message: (broadcast, message)
 
 
 class ServerState(NamedTuple):
@@ -264,12 +266,14 @@ class FederatedAlgorithm(NamedTuple):
     """A federated method: ``init(key, init_params) -> ServerState``, the passes of a round in order, and how it is evaluated.
 
     ``init_params`` is None, or what ``result.params`` gave. ``evaluation`` is the pass that scores a client's own data with
-    what the method would use there; its ``combine`` is never called.
+    what the method would use there; its ``combine`` is never called. ``max_version``: how old a model, in server updates, the
+    method lets a client start from; a cohort with an older one is refused.
     """
 
     init: Callable[[Key[Array, ""], PyTree | None], ServerState]
     passes: tuple[Pass, ...]
     evaluation: Pass
+    max_version: int = 0
 
 
 class Cohort(NamedTuple):
@@ -289,6 +293,7 @@ class CohortSource(NamedTuple):
     ``max_clients(num_clients)``: the most clients a round can have; the compiled program's capacity.
     ``description``: the source in words; a run is only resumed with the same.
     ``repeats``: whether a cohort may hold a client more than once; room is then made for the largest client each time.
+    ``max_version``: the greatest version that its cohorts hold; an algorithm that can't serve it is refused beforehand.
     """
 
     init: Callable[[int], PyTree]
@@ -297,6 +302,7 @@ class CohortSource(NamedTuple):
     description: str
     reads_metrics: bool = False
     repeats: bool = False
+    max_version: int = 0
 
 
 @dataclass(frozen=True)

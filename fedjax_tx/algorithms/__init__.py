@@ -1,9 +1,12 @@
 """Federated methods, one file a paper."""
 
+from fedjax_tx.algorithms.ditto import ditto
 from fedjax_tx.algorithms.fed_avg import fed_avg
+from fedjax_tx.algorithms.fed_buff import fed_buff
+from fedjax_tx.algorithms.ifca import ifca
 from fedjax_tx.algorithms.mime import mime, mime_lite
 from fedjax_tx.algorithms.q_fed_avg import q_fed_avg
 from fedjax_tx.algorithms.scaffold import scaffold
 from fedjax_tx.algorithms.server import optax_server
 
-__all__ = ["fed_avg", "mime", "mime_lite", "optax_server", "q_fed_avg", "scaffold"]
+__all__ = ["ditto", "fed_avg", "fed_buff", "ifca", "mime", "mime_lite", "optax_server", "q_fed_avg", "scaffold"]

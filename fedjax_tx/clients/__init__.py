@@ -1,7 +1,7 @@
 """Local work of one client, shared by algorithms."""
 
 from fedjax_tx.clients.gradient import full_gradient
-from fedjax_tx.clients.local import ModelBroadcast, client_weight, local_evaluation, local_sgd
+from fedjax_tx.clients.local import ModelBroadcast, client_weight, local_evaluation, local_sgd, whole_data
 from fedjax_tx.clients.objective import add_metrics, batch_gradient, batch_loss, batch_metrics, masked_mean, no_metrics
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "local_sgd",
     "masked_mean",
     "no_metrics",
+    "whole_data",
 ]

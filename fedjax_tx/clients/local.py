@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from fedjax_tx import tree
 from fedjax_tx.clients.objective import add_metrics, batch_gradient, batch_metrics, no_metrics
-from fedjax_tx.types import ClientResult, ClientTrainer, Metrics, PyTree, Task
+from fedjax_tx.types import ClientResult, ClientTrainer, LocalWork, Metrics, PyTree, Task
 
 
 class ModelBroadcast(NamedTuple):
@@ -57,6 +57,11 @@ def local_sgd(task: Task, optimizer: optax.GradientTransformation) -> ClientTrai
 def client_weight(info) -> Float[Array, ""]:
     """Returns the usual weight of a client: its number of examples, 0 if it made no step."""
     return jnp.where(info.num_steps > 0, info.num_examples, 0).astype(jnp.float32)
+
+
+def whole_data(local: LocalWork) -> LocalWork:
+    """Returns the work of a pass that looks at each of a client's examples once, in batches of the local work's size."""
+    return LocalWork(batch_size=local.batch_size, epochs=1, shuffle=False)
 
 
 def local_evaluation(task: Task) -> ClientTrainer:

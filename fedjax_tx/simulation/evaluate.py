@@ -11,7 +11,7 @@ from fedjax_tx.data import FederatedDataset
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import make_schedule, plan_capacity
 from fedjax_tx.simulation.experiment import Experiment
-from fedjax_tx.simulation.round import resolve, run_evaluation
+from fedjax_tx.simulation.round import pass_work, resolve, run_evaluation
 from fedjax_tx.simulation.rounds import RoundState, hyper_arrays, weighted_mean
 from fedjax_tx.types import Cohort, LocalWork
 
@@ -36,7 +36,7 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callab
     check.instance("dataset", dataset, FederatedDataset, "a FederatedDataset")
     _check_columns(experiment.train, dataset)
     algorithm = resolve(experiment.make_algorithm, experiment.hyper)
-    work = algorithm.evaluation.work or evaluation_work(experiment, dataset)
+    work = pass_work(algorithm.evaluation, evaluation_work(experiment, dataset))
     lanes = max(1, _ROWS_AT_ONCE // work.batch_size)
     capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes)
     cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, UInt
 
-from fedjax_tx import prng, tree
+from fedjax_tx import check, prng, tree
 from fedjax_tx.data.schedule import Schedule
 from fedjax_tx.simulation.lanes import PassEnd, PassStart, Watch, batch_shapes, run_pass, update_shapes
 from fedjax_tx.types import (
     ClientInfo,
     FederatedAlgorithm,
     Hyper,
+    LocalWork,
     MakeAlgorithm,
     Metrics,
     Pass,
@@ -64,6 +65,14 @@ def resolve(make_algorithm: MakeAlgorithm, hyper: Hyper) -> FederatedAlgorithm:
     if not isinstance(algorithm, FederatedAlgorithm):
         raise TypeError(f"expected make_algorithm to return a FederatedAlgorithm, got {type(algorithm).__name__}")
     return algorithm
+
+
+def pass_work(a_pass: Pass, local: LocalWork) -> LocalWork:
+    """Returns the work of a pass in an experiment whose local work is ``local``."""
+    if a_pass.work is None:
+        return local
+    work = a_pass.work(local) if callable(a_pass.work) else a_pass.work
+    return check.instance("the work of a pass", work, LocalWork, "a LocalWork")
 
 
 @partial(jax.jit, static_argnames=("make_algorithm", "num_clients", "batch_size"))

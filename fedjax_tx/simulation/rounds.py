@@ -17,7 +17,7 @@ from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity, stack, useful_share
 from fedjax_tx.simulation.debug import run_round_watched
 from fedjax_tx.simulation.experiment import Experiment
-from fedjax_tx.simulation.round import DeviceState, init_state, resolve, run_rounds
+from fedjax_tx.simulation.round import DeviceState, init_state, pass_work, resolve, run_rounds
 from fedjax_tx.types import Cohort, Execution, LocalWork, PyTree
 
 _MAX_ROUNDS_PER_CALL = 32
@@ -83,6 +83,7 @@ class RoundFunction:
     columns: dict[str, jax.Array]
     num_lanes: int
     rounds_per_call: int
+    max_version: int
     debug: bool = False
 
     def init(self, seed: int | None = None, init_params: PyTree = None) -> RoundState:
@@ -126,6 +127,7 @@ class RoundFunction:
             selected, source_state = source.select(source_state, generator, state.last_metrics)
             cohorts.append(as_cohort(selected, train.num_clients, most))
             self._refuse_repeats(cohorts[-1], state.device)
+            self._refuse_versions(cohorts[-1])
             for work, capacity, planned in zip(self.works, self.capacities, schedules, strict=True):
                 planned.append(make_schedule(cohorts[-1], train.offsets, work, capacity, state.seed, number))
         return Plan(cohorts, schedules, source_state)
@@ -153,6 +155,12 @@ class RoundFunction:
         if (counts > 1).any() and not self.experiment.cohorts.repeats:
             expected = "to hold each client once, as its source says (repeats=False)"
             check.fail_value("the cohort", expected, ids[counts > 1].tolist())
+
+    def _refuse_versions(self, cohort: Cohort) -> None:
+        version = np.asarray(cohort.version)
+        if version.size and not 0 <= version.min() <= version.max() <= self.max_version:
+            expected = f"in 0..{self.max_version}, the starts that the algorithm serves"
+            check.fail_value("the cohort's version", expected, version.tolist())
 
 
 def make_round(experiment: Experiment, execution: Execution | None = None) -> RoundFunction:
@@ -192,7 +200,10 @@ def build_round(experiment: Experiment, columns: dict, num_lanes: int, rounds_pe
     source.init(train.num_clients)  # refuses a source that doesn't fit the data, before anything compiles
     most = source.max_clients(train.num_clients)
     algorithm = resolve(experiment.make_algorithm, experiment.hyper)
-    works = tuple(experiment.local if a_pass.work is None else a_pass.work for a_pass in algorithm.passes)
+    if source.max_version > algorithm.max_version:
+        expected = f"<= {algorithm.max_version}, the oldest start that the algorithm serves"
+        check.fail_value("the cohorts' max_version", expected, source.max_version)
+    works = tuple(pass_work(a_pass, experiment.local) for a_pass in algorithm.passes)
     capacities = tuple(plan_capacity(train.client_sizes, work, most, num_lanes, source.repeats) for work in works)
     if rounds_per_call == "auto":
         words = sum(c.rows + 4 * c.ticks * c.lanes + 2 * c.ticks + 8 * c.clients for c in capacities)
@@ -200,7 +211,7 @@ def build_round(experiment: Experiment, columns: dict, num_lanes: int, rounds_pe
     if source.reads_metrics:
         rounds_per_call = 1
     lanes = max(capacity.lanes for capacity in capacities)
-    return RoundFunction(experiment, works, capacities, columns, lanes, int(rounds_per_call))
+    return RoundFunction(experiment, works, capacities, columns, lanes, int(rounds_per_call), algorithm.max_version)
 
 
 def hyper_arrays(hyper: Mapping[str, Any]) -> dict[str, jax.Array]:

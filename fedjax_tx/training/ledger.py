@@ -43,5 +43,6 @@ def bytes_a_client(round_fn: RoundFunction, state: RoundState) -> tuple[int, int
         key = jax.random.key(0)
         encode = a_pass.aggregator.encode
         message, _, _ = jax.eval_shape(encode, update, jnp.float32(0), shared, encoder, key, key)
-        down, up = down + tree.num_bytes(broadcast), up + tree.num_bytes(message)
+        sent, returned = jax.eval_shape(a_pass.travels, broadcast, message)
+        down, up = down + tree.num_bytes(sent), up + tree.num_bytes(returned)
     return down, up

@@ -553,7 +553,8 @@ def test_covariates_and_versions_reach_the_client():
         return ftx.Cohort(np.array([2, 0]), np.array([1, 3]), {"delay": np.array([0.5, 1.5], np.float32)}), state
 
     source = source._replace(select=select)
-    _, (info,) = problems.play(problems.experiment(problems.one_pass(trainer), cohorts=source), 1)
+    algorithm = problems.one_pass(trainer)._replace(max_version=3)
+    _, (info,) = problems.play(problems.experiment(algorithm, cohorts=source), 1)
     assert info.client_metrics["told"][0].tolist() == [10.5, 131.5]
 
 

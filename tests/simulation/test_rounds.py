@@ -324,3 +324,46 @@ def test_hyperparameters_reach_the_algorithm_as_numbers():
 def test_a_maker_that_makes_something_else_is_refused():
     with pytest.raises(TypeError, match="expected make_algorithm to return a FederatedAlgorithm, got str"):
         ftx.make_round(problems.experiment(lambda hyper: "fed_avg"), ftx.Execution(num_lanes=1))
+
+
+# ---- stale starts, and work of a pass
+
+
+def stale_source(version: int, **promises):
+    """Everybody, from a model that is ``version`` server steps old."""
+
+    def select(state, generator, last):
+        return ftx.Cohort(np.arange(6), np.full(6, version)), state
+
+    return ftx.data.all_clients()._replace(select=select, **promises)
+
+
+def test_a_source_of_older_starts_than_the_algorithm_serves_is_refused_before_anything_compiles():
+    compiled = len(COMPILED)
+    message = "expected the cohorts' max_version <= 0, the oldest start that the algorithm serves, got 2"
+    with pytest.raises(ValueError, match=message):
+        ftx.make_round(problems.experiment(cohorts=stale_source(2, max_version=2)), ftx.Execution(num_lanes=1))
+    assert len(COMPILED) == compiled
+
+
+@pytest.mark.parametrize("version", [1, -1])
+def test_a_cohort_of_a_version_that_the_algorithm_does_not_serve_is_refused(version):
+    round_fn = ftx.make_round(problems.experiment(cohorts=stale_source(version)), ftx.Execution(num_lanes=1))
+    message = rf"expected the cohort's version in 0..0, the starts that the algorithm serves, got \[{version}, "
+    with pytest.raises(ValueError, match=message):
+        round_fn(round_fn.init())
+
+
+def test_the_work_of_a_pass_may_be_made_from_the_experiments():
+    def half(local):
+        return ftx.data.LocalWork(batch_size=local.batch_size, epochs=local.epochs // 2, shuffle=False)
+
+    (training,) = (algorithm := problems.one_pass(problems.recorder(10))).passes
+    made = algorithm._replace(passes=(training._replace(work=half),))
+    round_fn = ftx.make_round(problems.experiment(made), ftx.Execution(num_lanes=1))
+    assert [(work.batch_size, work.epochs, work.shuffle) for work in round_fn.works] == [(2, 1, False)]
+    _, info = round_fn(round_fn.init())
+    assert info.num_examples == sum(problems.SIZES)
+    wrong = algorithm._replace(passes=(training._replace(work=lambda local: 3),))
+    with pytest.raises(TypeError, match="expected the work of a pass to be a LocalWork, got 3"):
+        ftx.make_round(problems.experiment(wrong), ftx.Execution(num_lanes=1))
