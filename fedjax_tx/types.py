@@ -179,6 +179,7 @@ class Aggregator(NamedTuple):
     given that of what enters it; None stands for no bound. ``reads_update``: whether encode looks into the update, so that it
     can't stand behind a stage that packs it into a message of another form (one with a ``receive``). ``calibrate(bound) -> Aggregator``, where given, makes the stage from
     the bound at its place, as noise needs it. ``sums_only``: behind this stage the server sees only sums of messages.
+    ``max_clients``: the most clients whose messages the reduction can take; None: any number.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -196,6 +197,7 @@ class Aggregator(NamedTuple):
     calibrate: Callable[[float], "Aggregator"] | None = None
     sums_only: bool = False
     reads_update: bool = True
+    max_clients: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

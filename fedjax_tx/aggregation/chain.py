@@ -68,6 +68,7 @@ def chain(*stages: Aggregator) -> Aggregator:
         sensitivity=lambda entering: bound,
         sums_only=any(stage.sums_only for stage in before),
         reads_update=any(stage.reads_update for stage in before),
+        max_clients=min((stage.max_clients for stage in stages if stage.max_clients is not None), default=None),
     )
 
 
@@ -75,6 +76,13 @@ def check_complete(name: str, aggregator: Aggregator) -> Aggregator:
     """Returns ``aggregator`` if it is one, and can work alone: it reduces, and waits for no other stage's bound."""
     check.instance(name, aggregator, Aggregator, "an Aggregator")
     return aggregator if aggregator.reduce is not None and aggregator.calibrate is None else chain(aggregator)
+
+
+def check_max_clients(aggregator: Aggregator, clients: int) -> None:
+    """Raises ``ValueError`` naming the aggregator if it can't take the messages of so many clients."""
+    most = aggregator.max_clients
+    if most is not None and clients > most:
+        check.fail_value("the clients of a round", f"<= {most} for {aggregator.name}", clients)
 
 
 def as_is(message, shared):

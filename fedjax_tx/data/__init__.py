@@ -1,8 +1,8 @@
 """Clients' data: federated data sets, cohorts, schedules, sources."""
 
-from fedjax_tx.data.cohort import all_clients, fixed_cohorts, uniform_cohorts
+from fedjax_tx.data.cohort import all_clients, fixed_cohorts, poisson_cohorts, uniform_cohorts
 from fedjax_tx.data.federated import FederatedDataset
 from fedjax_tx.data.loading import load
 from fedjax_tx.types import LocalWork
 
-__all__ = ["FederatedDataset", "LocalWork", "all_clients", "fixed_cohorts", "load", "uniform_cohorts"]
+__all__ = ["FederatedDataset", "LocalWork", "all_clients", "fixed_cohorts", "load", "poisson_cohorts", "uniform_cohorts"]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tx import check, prng
+from fedjax_tx.aggregation import check_max_clients
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity, stack, useful_share
 from fedjax_tx.simulation.experiment import Experiment
@@ -180,6 +181,8 @@ def build_round(experiment: Experiment, columns: dict, num_lanes: int, rounds_pe
     source.init(train.num_clients)  # refuses a source that doesn't fit the data, before anything compiles
     most = source.max_clients(train.num_clients)
     algorithm = resolve(experiment.make_algorithm, experiment.hyper)
+    for a_pass in algorithm.passes:
+        check_max_clients(a_pass.aggregator, most)
     works = tuple(experiment.local if a_pass.work is None else a_pass.work for a_pass in algorithm.passes)
     capacities = tuple(plan_capacity(train.client_sizes, work, most, num_lanes, source.repeats) for work in works)
     if rounds_per_call == "auto":
