@@ -193,8 +193,8 @@ class Aggregator(NamedTuple):
     decode: Callable[[PyTree, Totals, PyTree, Key[Array, ""]], tuple[PyTree, PyTree, Mapping[str, Array]]]
     releases_empty: bool = False
     name: str = "aggregator"
-    sensitivity: Callable[[float | None], float | None] = lambda bound: None
-    calibrate: Callable[[float], "Aggregator"] | None = None
+    sensitivity: Callable[[float | Array | None], float | Array | None] = lambda bound: None
+    calibrate: Callable[[float | Array], "Aggregator"] | None = None
     sums_only: bool = False
     reads_update: bool = True
     max_clients: int | None = None

@@ -8,6 +8,8 @@ What can't work is refused when the chain is built, by the stages' names: no red
 beside one that lets the server see only sums; one that reads the update behind one that packed it; noise where one client's influence has no bound.
 """
 
+from jaxtyping import Array
+
 from fedjax_tx import check, prng
 from fedjax_tx.types import Aggregator, Stacked
 
@@ -127,7 +129,7 @@ def _find_reduction(stages: tuple[Aggregator, ...]) -> int:
     return reducers[0]
 
 
-def _calibrate(stages: tuple[Aggregator, ...]) -> tuple[tuple[Aggregator, ...], float | None]:
+def _calibrate(stages: tuple[Aggregator, ...]) -> tuple[tuple[Aggregator, ...], float | Array | None]:
     """Follows the bound on one client's influence through the stages; makes those that need it."""
     bound, made = None, []
     for number, stage in enumerate(stages):
