@@ -1,5 +1,6 @@
 """Small functions over pytrees that several layers share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -93,6 +94,69 @@ def num_bytes(shapes: PyTree) -> int:
 def first_shapes(tree: PyTree) -> PyTree:
     """Returns the shapes of one row of every leaf."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+
+
+def paths(tree: PyTree) -> set[tuple[str, ...]]:
+    """Returns the path of every leaf of nested dicts.
+
+    Example:
+      >>> sorted(paths({"a": {"x": 1, "y": 2}, "b": 3}))
+      [('a', 'x'), ('a', 'y'), ('b',)]
+    """
+    found: set[tuple[str, ...]] = set()
+    for name, part in tree.items():
+        below = paths(part) if isinstance(part, dict) else {()}
+        found |= {(str(name), *path) for path in below}
+    return found
+
+
+def partition(tree: PyTree, chosen: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
+    """Returns (the leaves whose path is ``chosen``, the others), two nested dicts without empty branches.
+
+    ``tree`` is nested dicts; whatever is not a dict is a leaf. ``join`` puts the two together again.
+
+    Example:
+      >>> partition({"a": {"x": 1, "y": 2}, "b": {"y": 3}}, lambda path: "x" in path)
+      ({'a': {'x': 1}}, {'a': {'y': 2}, 'b': {'y': 3}})
+    """
+
+    def walk(branch: dict, path: tuple[str, ...], wanted: bool) -> dict:
+        kept = {}
+        for name, part in branch.items():
+            here = (*path, str(name))
+            if isinstance(part, dict):
+                if below := walk(part, here, wanted):
+                    kept[name] = below
+            elif bool(chosen(here)) == wanted:
+                kept[name] = part
+        return kept
+
+    return walk(tree, (), True), walk(tree, (), False)
+
+
+def join(trainable: PyTree, frozen: PyTree) -> PyTree:
+    """Returns a model's trainable and frozen part as one tree, or as the pair where that is no tree of a model.
+
+    Nested dicts without a common leaf are merged; where nothing is frozen, the trainable part is all there is.
+
+    Example:
+      >>> join({"a": {"x": 1}}, {"a": {"y": 2}, "b": 3})
+      {'a': {'x': 1, 'y': 2}, 'b': 3}
+      >>> join({"a": 1}, {"a": 2})
+      ({'a': 1}, {'a': 2})
+    """
+    if not jax.tree.leaves(frozen):
+        return trainable
+    merged = _merge(trainable, frozen)
+    disjoint = len(jax.tree.leaves(merged)) == len(jax.tree.leaves(trainable)) + len(jax.tree.leaves(frozen))
+    return merged if disjoint else (trainable, frozen)
+
+
+def _merge(left: PyTree, right: PyTree) -> PyTree:
+    """Merges nested dicts; where both hold a leaf, the right one's."""
+    if not isinstance(left, dict) or not isinstance(right, dict):
+        return right
+    return {**left, **{name: _merge(left[name], part) if name in left else part for name, part in right.items()}}
 
 
 @jax.tree_util.register_static

@@ -180,6 +180,7 @@ class Aggregator(NamedTuple):
     can't stand behind a stage that packs it into a message of another form (one with a ``receive``).
     ``calibrate(bound) -> Aggregator``, where given, makes the stage from the bound at its place, as noise needs it.
     ``sums_only``: behind this stage the server sees only sums of messages.
+    ``max_clients``: the most clients whose messages the reduction can take; None: any number.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -193,10 +194,11 @@ class Aggregator(NamedTuple):
     decode: Callable[[PyTree, Totals, PyTree, Key[Array, ""]], tuple[PyTree, PyTree, Mapping[str, Array]]]
     releases_empty: bool = False
     name: str = "aggregator"
-    sensitivity: Callable[[float | None], float | None] = lambda bound: None
-    calibrate: Callable[[float], "Aggregator"] | None = None
+    sensitivity: Callable[[float | Array | None], float | Array | None] = lambda bound: None
+    calibrate: Callable[[float | Array], "Aggregator"] | None = None
     sums_only: bool = False
     reads_update: bool = True
+    max_clients: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +240,7 @@ class Pass(NamedTuple):
 
     ``broadcast(server_state) -> broadcast``. ``combine(server_state, aggregate, key) -> (server_state, info)``.
     ``work`` overrides the experiment's local work in this pass: another one, or ``work(local) -> LocalWork``.
-    ``travels(broadcast, message) -> (down, up)``: what of the two would go to and from one client, for the ledger; by default all.
+    ``travels(broadcast, message) -> (down, up)``: what of the two would go to and from a client, for the ledger; by default all.
     """
 
     trainer: ClientTrainer

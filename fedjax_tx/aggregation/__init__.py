@@ -1,7 +1,7 @@
 """How updates become one: reductions, and stages to chain before and behind them."""
 
 from fedjax_tx.aggregation.apply import aggregate
-from fedjax_tx.aggregation.chain import chain, check_complete, stage
+from fedjax_tx.aggregation.chain import chain, check_complete, check_max_clients, stage
 from fedjax_tx.aggregation.clip import clip_norm
 from fedjax_tx.aggregation.compression import drive, top_k
 from fedjax_tx.aggregation.integers import integer_mean
@@ -14,6 +14,7 @@ __all__ = [
     "aggregate",
     "chain",
     "check_complete",
+    "check_max_clients",
     "clip_norm",
     "drive",
     "fixed_mean",

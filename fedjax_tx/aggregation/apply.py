@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array
 
 from fedjax_tx import check, prng, tree
-from fedjax_tx.aggregation.chain import check_complete
+from fedjax_tx.aggregation.chain import check_complete, check_max_clients
 from fedjax_tx.types import Aggregator, Linear, PyTree, Rows, Totals
 
 
@@ -24,7 +24,8 @@ def aggregate(
 
     Returns: (update, state, info). Client states of encoders start anew in each call.
 
-    Errors: ``ValueError`` if a leaf or ``weights`` has another number of clients, or a weight is negative or not finite.
+    Errors: ``ValueError`` if a leaf or ``weights`` has another number of clients, a weight is negative or not finite, or there
+    are more clients than the aggregator takes.
 
     Example:
       >>> from fedjax_tx.aggregation import mean
@@ -34,6 +35,7 @@ def aggregate(
     """
     check_complete("aggregator", aggregator)
     weights = _checked_weights(weights)
+    check_max_clients(aggregator, weights.shape[0])
     leaves = jax.tree_util.tree_leaves_with_path(stacked_updates)
     for path, leaf in leaves:
         if np.ndim(leaf) < 1 or np.shape(leaf)[0] != weights.shape[0]:

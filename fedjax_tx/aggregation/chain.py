@@ -9,6 +9,8 @@ beside one that lets the server see only sums; one that reads the update behind 
 influence has no bound.
 """
 
+from jaxtyping import Array
+
 from fedjax_tx import check, prng
 from fedjax_tx.types import Aggregator, Stacked
 
@@ -69,6 +71,7 @@ def chain(*stages: Aggregator) -> Aggregator:
         sensitivity=lambda entering: bound,
         sums_only=any(stage.sums_only for stage in before),
         reads_update=any(stage.reads_update for stage in before),
+        max_clients=min((stage.max_clients for stage in stages if stage.max_clients is not None), default=None),
     )
 
 
@@ -76,6 +79,13 @@ def check_complete(name: str, aggregator: Aggregator) -> Aggregator:
     """Returns ``aggregator`` if it is one, and can work alone: it reduces, and waits for no other stage's bound."""
     check.instance(name, aggregator, Aggregator, "an Aggregator")
     return aggregator if aggregator.reduce is not None and aggregator.calibrate is None else chain(aggregator)
+
+
+def check_max_clients(aggregator: Aggregator, clients: int) -> None:
+    """Raises ``ValueError`` naming the aggregator if it can't take the messages of so many clients."""
+    most = aggregator.max_clients
+    if most is not None and clients > most:
+        check.fail_value("the clients of a round", f"<= {most} for {aggregator.name}", clients)
 
 
 def as_is(message, shared):
@@ -120,7 +130,7 @@ def _find_reduction(stages: tuple[Aggregator, ...]) -> int:
     return reducers[0]
 
 
-def _calibrate(stages: tuple[Aggregator, ...]) -> tuple[tuple[Aggregator, ...], float | None]:
+def _calibrate(stages: tuple[Aggregator, ...]) -> tuple[tuple[Aggregator, ...], float | Array | None]:
     """Follows the bound on one client's influence through the stages; makes those that need it."""
     bound, made = None, []
     for number, stage in enumerate(stages):

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from fedjax_tx import check, tree
 from fedjax_tx.aggregation.chain import stage
 from fedjax_tx.types import Aggregator
 
 
-def clip_norm(max_norm: float) -> Aggregator:
+def clip_norm(max_norm: float | Array) -> Aggregator:
     """Scales an update down to the L2 norm ``max_norm`` if it is longer, all its leaves together (arXiv 1710.06963).
 
     update * min(1, max_norm / ||update||). An update that is not finite becomes 0.

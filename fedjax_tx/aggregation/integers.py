@@ -21,7 +21,7 @@ def integer_mean(max_value: float, resolution: float, max_clients: int) -> Aggre
     Args:
       max_value: > 0. resolution: > 0, the unit of the integers. max_clients: the most clients of a round.
 
-    Errors: ``ValueError`` if a sum of max_clients could overflow, or if a round can have more clients.
+    Errors: ``ValueError`` if a sum of max_clients could overflow; where it is used, if a round can have more clients.
 
     Example:
       >>> import fedjax_tx as ftx
@@ -54,4 +54,4 @@ def integer_mean(max_value: float, resolution: float, max_clients: int) -> Aggre
         return jax.tree.map(lambda leaf: leaf.astype(jnp.int32).astype(jnp.float32) * unit, reduced), state, {}
 
     name = f"integer_mean({max_value}, {resolution}, {max_clients})"
-    return stage(name, encode=encode, reduce=Linear(), decode=decode, sums_only=True)
+    return stage(name, encode=encode, reduce=Linear(), decode=decode, sums_only=True, max_clients=max_clients)

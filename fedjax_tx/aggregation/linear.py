@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from fedjax_tx import check
 from fedjax_tx.aggregation.chain import passed_on, stage, unchanged
@@ -33,7 +34,7 @@ def mean(*, weighted: bool = True) -> Aggregator:
     return stage(name, encode=encode, reduce=Linear(weighted=weighted), decode=decode, reads_update=False)
 
 
-def fixed_mean(denominator: float) -> Aggregator:
+def fixed_mean(denominator: float | Array) -> Aggregator:
     """The sum of the updates over a number that does not depend on who came: the mean of differential privacy.
 
     Each client counts once, whatever its weight (a weight of 0 still takes no part). One client changes the result by at most

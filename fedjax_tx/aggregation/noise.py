@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from fedjax_tx import check, prng
 from fedjax_tx.aggregation.chain import stage
 from fedjax_tx.types import Aggregator
 
 
-def gaussian_noise(noise_multiplier: float) -> Aggregator:
+def gaussian_noise(noise_multiplier: float | Array) -> Aggregator:
     """Adds N(0, (noise_multiplier * s)^2) to each coordinate of the aggregate; s is the chain's bound on one client's influence.
 
     The Gaussian mechanism of DP-FedAvg (arXiv 1710.06963). It stands behind the reduction, and only where the stages before it
@@ -29,7 +30,7 @@ def gaussian_noise(noise_multiplier: float) -> Aggregator:
     check.number("noise_multiplier", noise_multiplier, low=0)
     name = f"gaussian_noise({noise_multiplier})"
 
-    def calibrate(bound: float) -> Aggregator:
+    def calibrate(bound: float | Array) -> Aggregator:
         stddev = noise_multiplier * bound
 
         def decode(reduced, totals, state, key):

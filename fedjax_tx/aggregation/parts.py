@@ -68,6 +68,7 @@ def parts(**aggregators: Aggregator) -> Aggregator:
         releases_empty=any(one.releases_empty for one in made.values()),
         name=f"parts({', '.join(f'{name}={one.name}' for name, one in made.items())})",
         sums_only=any(one.sums_only for one in made.values()),
+        max_clients=min((one.max_clients for one in made.values() if one.max_clients is not None), default=None),
     )
 
 

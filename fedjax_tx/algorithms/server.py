@@ -13,19 +13,29 @@ from fedjax_tx.types import PyTree, ServerState, Task
 def init_server(task: Task, optimizer: optax.GradientTransformation) -> Callable[..., ServerState]:
     """Returns ``init(key, init_params) -> ServerState``.
 
-    ``init_params`` is None (draw them from the task), the trainable tree where the task freezes nothing, or the pair
-    (trainable, frozen) where it does; it must match the task's shapes and dtypes.
+    ``init_params`` is None (draw them from the task), the trainable tree where the task freezes nothing, or where it does the
+    pair (trainable, frozen), or both merged into one tree; it must match the task's shapes and dtypes.
     """
 
     def init(key, init_params=None):
         trainable, frozen = task.init(key)
         if init_params is not None:
-            given = (init_params, frozen) if not jax.tree.leaves(frozen) else init_params
-            check.same_tree("init_params", given, (trainable, frozen))
-            trainable, frozen = given
+            trainable, frozen = _given_parts(init_params, trainable, frozen)
         return ServerState(trainable, frozen, optimizer.init(trainable))
 
     return init
+
+
+def _given_parts(init_params: PyTree, trainable: PyTree, frozen: PyTree) -> tuple[PyTree, PyTree]:
+    """Returns ``init_params`` as (trainable, frozen) of the task's structure."""
+    if not jax.tree.leaves(frozen):
+        init_params = (init_params, frozen)
+    elif isinstance(init_params, dict):
+        whole = tree.join(trainable, frozen)
+        check.same_tree("init_params", init_params, whole)
+        return tree.partition(init_params, tree.paths(trainable).__contains__)
+    check.same_tree("init_params", init_params, (trainable, frozen))
+    return init_params
 
 
 def broadcast_model(state: ServerState) -> ModelBroadcast:

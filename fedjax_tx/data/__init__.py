@@ -1,7 +1,7 @@
 """Clients' data: federated data sets, cohorts, schedules, sources."""
 
 from fedjax_tx.data.clock import async_cohorts
-from fedjax_tx.data.cohort import all_clients, fixed_cohorts, uniform_cohorts, weighted_cohorts
+from fedjax_tx.data.cohort import all_clients, fixed_cohorts, poisson_cohorts, uniform_cohorts, weighted_cohorts
 from fedjax_tx.data.federated import FederatedDataset
 from fedjax_tx.data.loading import load
 from fedjax_tx.types import LocalWork
@@ -13,6 +13,7 @@ __all__ = [
     "async_cohorts",
     "fixed_cohorts",
     "load",
+    "poisson_cohorts",
     "uniform_cohorts",
     "weighted_cohorts",
 ]

@@ -1,6 +1,7 @@
 """Cohort sources: who takes part in each round."""
 
 import zlib
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -90,6 +91,58 @@ def all_clients() -> CohortSource:
         return np.arange(int(state)), state
 
     return CohortSource(lambda num_clients: np.int64(num_clients), select, lambda num_clients: num_clients, "all_clients()")
+
+
+def poisson_cohorts(rate: float, max_clients: int | None = None) -> CohortSource:
+    """Takes each client with probability ``rate``, independently of the others and of other rounds; nobody may come.
+
+    Poisson sampling is what the privacy amplification of DP-FedAvg (arXiv 1710.06963) and its accountants assume: behind it
+    stands a mean over a fixed denominator, such as ``ftx.aggregation.fixed_mean(rate * num_clients)``.
+
+    Args:
+      rate: 0 < rate <= 1.
+      max_clients: the most clients of a round, the capacity of the compiled program. By default the least number that a round
+        exceeds with probability at most 1e-9. A draw of more is cut to a uniformly chosen part of that size: a client then comes
+        a little less often, and no longer independently of the others, so keep ``max_clients`` far above ``rate * num_clients``.
+
+    Example:
+      >>> source = poisson_cohorts(0.5)
+      >>> ids, state = source.select(source.init(6), np.random.default_rng(0), None)
+      >>> ids.tolist(), source.max_clients(1000)
+      ([1, 2, 3], 595)
+    """
+    rate = float(check.number("rate", rate, above=0, high=1))
+    if max_clients is not None:
+        check.integer("max_clients", max_clients, low=1)
+
+    def capacity(num_clients):
+        return least_capacity(num_clients, rate) if max_clients is None else min(max_clients, num_clients)
+
+    def select(state, generator, last_client_metrics):
+        drawn = np.flatnonzero(generator.random(int(state)) < rate)
+        most = capacity(int(state))
+        return drawn if drawn.size <= most else np.sort(generator.choice(drawn, most, replace=False)), state
+
+    description = f"poisson_cohorts(rate={rate}, max_clients={max_clients})"
+    return CohortSource(lambda num_clients: np.int64(num_clients), select, capacity, description)
+
+
+@cache
+def least_capacity(num_clients: int, rate: float, chance: float = 1e-9) -> int:
+    """Returns the least m >= 1 with P[Binomial(num_clients, rate) > m] <= chance.
+
+    Example:
+      >>> least_capacity(2, 0.5, chance=0.25), least_capacity(2, 0.5, chance=0.24)
+      (1, 2)
+    """
+    if rate >= 1:
+        return num_clients
+    # log P[k] = log P[0] + sum of log ratios of neighbours; the tail is summed from its small end.
+    count = np.arange(num_clients)
+    ratios = np.log((num_clients - count) / (count + 1)) + np.log(rate) - np.log1p(-rate)
+    log_chances = num_clients * np.log1p(-rate) + np.append(0, np.cumsum(ratios))
+    above = np.append(np.cumsum(np.exp(log_chances)[:0:-1])[::-1], 0)  # above[m] = P[> m]
+    return max(1, int(np.argmax(above <= chance)))
 
 
 def fixed_cohorts(ids: np.ndarray | list) -> CohortSource:

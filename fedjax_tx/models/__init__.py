@@ -3,5 +3,6 @@
 from fedjax_tx.models.attention import SelfAttention
 from fedjax_tx.models.decoder import decoder
 from fedjax_tx.models.generate import generate
+from fedjax_tx.models.lora import add_lora, merge_lora
 
-__all__ = ["SelfAttention", "decoder", "generate"]
+__all__ = ["SelfAttention", "add_lora", "decoder", "generate", "merge_lora"]

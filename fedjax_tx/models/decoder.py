@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from fedjax_tx import check
+from fedjax_tx import check, prng
 from fedjax_tx.models.attention import INIT_SCALE, Block, drop, layer_norm, linear
 from fedjax_tx.types import Model, PyTree
 
@@ -70,6 +70,8 @@ def decoder(
     dtype=jnp.float32,
     implementation: str | None = None,
     unroll: bool = True,
+    lora_rank: int = 0,
+    lora_alpha: float | None = None,
 ) -> Model:
     """Returns a causal language model: ``apply(params, tokens[batch, time], key=None) -> logits[batch, time, vocab]``.
 
@@ -85,6 +87,9 @@ def decoder(
       dtype: type of the arithmetic, float32 or bfloat16; parameters, gradients and logits are float32 in both.
       implementation: of ``jax.nn.dot_product_attention``: "xla", "cudnn", or None: cuDNN on NVIDIA in bfloat16, else XLA.
       unroll: whether the layers are compiled one after another (faster to run) or as a loop (faster to compile).
+      lora_rank: rank of the low-rank adapters (``models.lora``) on every dense layer of the blocks; 0: none. Everything else is
+        drawn as without them.
+      lora_alpha: > 0, the adapters' scale is alpha / rank; None: alpha = rank.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or has an impossible value; in ``apply``, tokens are not
@@ -107,6 +112,9 @@ def decoder(
         check.fail_value("dropout", "< 1", rate)
     check.boolean("tie_embeddings", tie_embeddings)
     check.boolean("unroll", unroll)
+    check.integer("lora_rank", lora_rank, low=0)
+    if lora_alpha is not None:
+        check.number("lora_alpha", lora_alpha, above=0)
     _check_dtype(dtype)
 
     def make_ends(key):
@@ -114,7 +122,8 @@ def decoder(
         return nnx.split(_Ends(vocab_size, width, max_length, **options))
 
     def make_layer(key):
-        options = {"dropout": rate, "dtype": dtype, "implementation": implementation, "rngs": nnx.Rngs(key)}
+        options = {"dropout": rate, "dtype": dtype, "implementation": implementation}
+        options |= {"lora_rank": lora_rank, "lora_alpha": lora_alpha, "rngs": nnx.Rngs(key, lora=prng.fold(key, "lora"))}
         return nnx.split(Block(width, num_heads, mlp_width=mlp_width, causal=True, **options))
 
     return _model(make_ends, make_layer, num_layers, max_length, drops=rate > 0.0, unroll=unroll)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tx import check, prng
+from fedjax_tx.aggregation import check_max_clients
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity, stack, useful_share
 from fedjax_tx.simulation.debug import run_round_watched
@@ -203,6 +204,8 @@ def build_round(experiment: Experiment, columns: dict, num_lanes: int, rounds_pe
     if source.max_version > algorithm.max_version:
         expected = f"<= {algorithm.max_version}, the oldest start that the algorithm serves"
         check.fail_value("the cohorts' max_version", expected, source.max_version)
+    for a_pass in algorithm.passes:
+        check_max_clients(a_pass.aggregator, most)
     works = tuple(pass_work(a_pass, experiment.local) for a_pass in algorithm.passes)
     capacities = tuple(plan_capacity(train.client_sizes, work, most, num_lanes, source.repeats) for work in works)
     if rounds_per_call == "auto":

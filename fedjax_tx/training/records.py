@@ -40,7 +40,7 @@ def describe(
         "train": describe_data(experiment.train),
         "evaluate": {name: describe_data(data) for name, data in evaluate.items()},
         "state": server,
-        "first_params": digest(jax.tree.leaves(jax.device_get(state.device.server.params))),
+        "first_params": digest(jax.tree.leaves(jax.device_get((state.device.server.params, state.device.server.frozen)))),
     }
     return json.loads(json.dumps(flatten(nested)))
 

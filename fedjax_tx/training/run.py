@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_tx import check
+from fedjax_tx import check, tree
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment, RoundFunction, RoundInfo, RoundState, make_evaluation, make_round, summarise
 from fedjax_tx.simulation.evaluate import ClientMetrics
@@ -27,7 +26,8 @@ _SECONDS_A_CALL = 1.0  # shorter calls keep progress live; longer ones save noth
 class RunResult(NamedTuple):
     """What a run leaves.
 
-    params: the trainable parameters, or (trainable, frozen) where something is frozen. state: what ``round_fn`` goes on from.
+    params: the parameters as one tree; the pair (trainable, frozen) where those two are no one tree of nested dicts.
+    state: what ``round_fn`` goes on from.
     history: a dict for each round: its number (counted from 1), ``train/loss`` and other means over the cohort, ``clients``,
     ``examples``, ``steps``, what the server said, and where it was evaluated ``test/loss``, ``test/loss/client_p10`` ...
     ledger: costs so far. client_metrics: ``{set: {metric: (value[client], weight[client])}}`` at the end. stopped: why it ended.
@@ -237,7 +237,7 @@ def _open_directory(directory: Path, description: dict[str, Any], execution: Exe
 
 def _params(state: RoundState) -> PyTree:
     server = state.device.server
-    return (server.params, server.frozen) if jax.tree.leaves(server.frozen) else server.params
+    return tree.join(server.params, server.frozen)
 
 
 def _check(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress):
