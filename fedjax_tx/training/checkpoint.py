@@ -18,8 +18,9 @@ import orbax.checkpoint as ocp
 
 from fedjax_tx.simulation import RoundState
 
-# What orbax 0.11 and 0.12 raise for a checkpoint with files cut, missing or overwritten (found by damaging each file in turn).
-_DAMAGED = (ValueError, KeyError, TypeError, FileNotFoundError, NotADirectoryError)
+# What orbax 0.12 raises for a checkpoint with files cut, missing or overwritten (found by damaging each file in turn): TensorStore
+# and JSON a ValueError; it looks into JSON of another form as if it were of the right one.
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError, NotADirectoryError)
 
 
 def open_checkpoints(directory: Path, keep: int = 3) -> ocp.CheckpointManager:

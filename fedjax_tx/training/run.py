@@ -85,7 +85,7 @@ def run(
       progress: whether to show live progress.
 
     With a ``run_dir``, Ctrl-C ends the run after the rounds under way with a checkpoint, and raises ``KeyboardInterrupt``; a
-    second one ends it at once. However a run ends, the same call goes on from the last checkpoint, to the same result bit for bit.
+    second one ends it at once. However a run ended, the same call goes on from the last checkpoint, bit for bit.
 
     Errors: ``ValueError`` if ``run_dir`` holds another experiment, naming the fields that differ, or more rounds, or only damaged
     checkpoints (where the one before can be used, a warning names the damaged one). ``OSError`` if it can't be written.
