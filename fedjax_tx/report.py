@@ -17,7 +17,7 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: s
     Evaluation sets come with a band from the 10th to the 90th percentile of the clients' own means.
 
     Args:
-      history: ``result.history``, or the lines of ``metrics.jsonl``. path: where the PNG goes.
+      history: ``result.history``, or the lines of ``metrics.jsonl``. path: where the PNG goes. title: above all panels.
 
     Errors: ``ValueError`` if no record holds a metric.
 
@@ -27,7 +27,13 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: s
       >>> plot_curves([{"round": 1, "train/loss": 2.0}, {"round": 2, "train/loss": 1.0}], f"{folder}/curves.png").name
       'curves.png'
     """
+    check.instance("history", history, (list, tuple), "a list of records")
+    for number, record in enumerate(history):
+        check.mapping(f"history[{number}]", record)
     path = Path(check.instance("path", path, (str, Path), "a path"))
+    if path.suffix != ".png":
+        check.fail_value("path", "to end in .png", str(path))
+    check.instance("title", title, str, "a string")
     names = dict.fromkeys(name for record in history for name in record if name.count("/") == 1)
     metrics: dict[str, list[str]] = {}
     for name in names:

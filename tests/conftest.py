@@ -4,6 +4,7 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from jaxtyping import config as annotations
 from jaxtyping import install_import_hook
 
 install_import_hook("fedjax_tx", "typechecker.check")
@@ -27,3 +28,11 @@ def clients():
 def texts():
     """Three clients of 2, 1 and 3 short texts."""
     return problems.text_clients()
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked, as for a user: what is seen are the library's own messages."""
+    annotations.update("jaxtyping_disable", True)
+    yield
+    annotations.update("jaxtyping_disable", False)

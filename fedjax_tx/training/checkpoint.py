@@ -1,13 +1,26 @@
-"""Checkpoints of a run, written whole by orbax: the state of the next round, and the costs so far."""
+"""Checkpoints of a run, written whole by orbax: the state of the next round, and the costs so far.
 
+Orbax writes a checkpoint beside its place and renames it, so one that was being written when the run died is never seen. It
+doesn't notice every damage that comes later (a flipped byte in an array is read as another number), so each has a checksum.
+"""
+
+import json
+import shutil
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from fedjax_tx.simulation import RoundState
+
+# What orbax 0.12 raises for a checkpoint with files cut, missing or overwritten (found by damaging each file in turn): TensorStore
+# and JSON a ValueError; it looks into JSON of another form as if it were of the right one.
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError, NotADirectoryError)
 
 
 def open_checkpoints(directory: Path, keep: int = 3) -> ocp.CheckpointManager:
@@ -16,43 +29,135 @@ def open_checkpoints(directory: Path, keep: int = 3) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 
+def last_round(directory: Path) -> int:
+    """Returns how many rounds the newest checkpoint of a folder holds, 0 if there is none."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
 def save(manager: ocp.CheckpointManager, state: RoundState, ledger: dict[str, int]) -> None:
     """Writes the state after ``state.round`` rounds."""
-    arrays, _ = _flatten(state)
-    notes = {"seed": state.seed, "round": state.round, "ledger": ledger}
-    arguments = {"arrays": ocp.args.StandardSave(arrays), "notes": ocp.args.JsonSave(notes)}
+    arrays = _arrays(state)
+    notes: dict[str, Any] = {
+        "seed": state.seed,
+        "round": state.round,
+        "ledger": ledger,
+        "arrays": [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()],
+    }
+    notes["checksum"] = _checksum(list(arrays.values()), notes)
+    # Orbax can't write arrays without entries. Numbers for names: a parameter may be called anything.
+    filled = {str(number): array for number, array in enumerate(arrays.values()) if array.size}
+    arguments = {"arrays": ocp.args.StandardSave(filled), "notes": ocp.args.JsonSave(notes)}
     manager.save(state.round, args=ocp.args.Composite(**arguments), force=True)
     manager.wait_until_finished()
 
 
-def restore(manager: ocp.CheckpointManager, like: RoundState) -> tuple[RoundState, dict[str, Any]] | None:
-    """Returns the last state saved and the costs until then, None if nothing was saved.
+def restore(manager: ocp.CheckpointManager, like: RoundState) -> tuple[RoundState, dict[str, int]] | None:
+    """Returns the last whole state saved and the costs until then, None if nothing was saved.
 
-    ``like`` is a state of the same experiment: it says the structure, the dtypes and the devices.
+    Damaged checkpoints behind it are reported by a warning and moved to a folder ``damaged`` beside the checkpoints.
+    ``like`` is a state of the same experiment: it says the structure and the devices.
+
+    Errors: ``ValueError`` naming all checkpoints if every one is damaged; nothing is moved then.
     """
-    step = manager.latest_step()
-    if step is None:
-        return None
-    arrays, rebuild = _flatten(like)
-    arguments = {"arrays": ocp.args.StandardRestore(arrays), "notes": ocp.args.JsonRestore()}
-    saved = manager.restore(step, args=ocp.args.Composite(**arguments))
-    return rebuild(saved["arrays"], saved["notes"]), saved["notes"]["ledger"]
+    damaged: dict[int, str] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            arrays, notes = _read(manager, step)
+        except _DAMAGED as error:
+            damaged[step] = f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
+            continue
+        _set_aside(manager, damaged, step)
+        return _rebuild(like, arrays, notes), notes["ledger"]
+    if damaged:
+        listed = "; ".join(f"{step} ({why})" for step, why in damaged.items())
+        raise ValueError(
+            f"expected a whole checkpoint in {str(manager.directory)!r}, but all are damaged: {listed}. "
+            "Nothing was deleted; put a good copy there, or start again in another run_dir"
+        )
+    return None
 
 
-def _flatten(state: RoundState):
-    """The state's leaves by path, and the function that puts such leaves back."""
-    tree = (state.device, state.cohorts, state.last_metrics)
-    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-    names = [jax.tree_util.keystr(path) for path, _ in paths]
-    on_device = [isinstance(leaf, jax.Array) for _, leaf in paths]
-    arrays = {name: np.asarray(jax.device_get(leaf)) for name, (_, leaf) in zip(names, paths, strict=True)}
+def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a checkpoint by name, and its notes."""
+    notes = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+    empty = [np.zeros(shape, jnp.dtype(dtype)) for _, dtype, shape in notes["arrays"]]
+    filled = {str(number): array for number, array in enumerate(empty) if array.size}
+    read = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(filled)))["arrays"]
+    arrays = [np.asarray(read.get(str(number), array)) for number, array in enumerate(empty)]
+    checksum = _checksum(arrays, notes)
+    if checksum != notes["checksum"]:
+        raise ValueError(f"its checksum is {checksum}, and was {notes['checksum']} when it was written")
+    return {name: array for (name, _, _), array in zip(notes["arrays"], arrays, strict=True)}, notes
 
-    def rebuild(saved: dict[str, np.ndarray], notes: dict[str, Any]) -> RoundState:
-        leaves = [
-            jax.device_put(saved[name], leaf.sharding) if is_device else np.asarray(saved[name])[()]
-            for name, is_device, (_, leaf) in zip(names, on_device, paths, strict=True)
-        ]
-        device, cohorts, last_metrics = jax.tree.unflatten(structure, leaves)
-        return RoundState(device, cohorts, int(notes["seed"]), int(notes["round"]), last_metrics)
 
-    return arrays, rebuild
+def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str], used: int) -> None:
+    folder = Path(manager.directory)
+    for step, why in damaged.items():
+        target = folder.with_name("damaged") / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        (folder / str(step)).rename(target)
+        warnings.warn(
+            f"checkpoint {step} in {str(folder)!r} is damaged ({why}); it was moved to {str(target)!r} and the run goes on "
+            f"from checkpoint {used}",
+            stacklevel=2,
+        )
+    if damaged:
+        manager.reload()
+
+
+def _arrays(state: RoundState) -> dict[str, np.ndarray]:
+    """All arrays of a state, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path((state.device, state.cohorts))
+    arrays = {jax.tree_util.keystr(path): _plain(leaf) for path, leaf in leaves}
+    if state.last_metrics is not None:
+        ids, metrics = state.last_metrics
+        arrays["last ids"] = np.asarray(ids)
+        for name, (value, weight) in metrics.items():
+            arrays[f"last value {name}"], arrays[f"last weight {name}"] = np.asarray(value), np.asarray(weight)
+    return arrays
+
+
+def _rebuild(like: RoundState, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> RoundState:
+    """A state of the structure of ``like`` from its arrays."""
+    paths, structure = jax.tree_util.tree_flatten_with_path((like.device, like.cohorts))
+    leaves = []
+    for path, leaf in paths:
+        name = jax.tree_util.keystr(path)
+        if name not in arrays:
+            raise ValueError(f"expected the checkpoint after round {notes['round']} to hold {name}, which is missing")
+        leaves.append(_like(arrays[name], leaf))
+    device, cohorts = jax.tree.unflatten(structure, leaves)
+    last = None
+    if "last ids" in arrays:
+        names = [name.removeprefix("last value ") for name in arrays if name.startswith("last value ")]
+        metrics = {name: (arrays[f"last value {name}"], arrays[f"last weight {name}"]) for name in names}
+        last = (arrays["last ids"], metrics)
+    return RoundState(device, cohorts, int(notes["seed"]), int(notes["round"]), last)
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(jax.device_get(leaf))
+
+
+def _like(array: np.ndarray, leaf: Any) -> Any:
+    """An array on the device of ``leaf``, or on the host if that is there."""
+    if _is_key(leaf):
+        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf)), leaf.sharding)
+    return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else array[()]
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _checksum(arrays: list[np.ndarray], notes: dict[str, Any]) -> str:
+    """A CRC-32 of all that a checkpoint says."""
+    said = {name: value for name, value in notes.items() if name != "checksum"}
+    checksum = zlib.crc32(json.dumps(said, sort_keys=True).encode())
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+    return f"{checksum:08x}"

@@ -23,9 +23,13 @@ _SAMPLED_ROWS = 4096
 
 
 def describe(
-    experiment: Experiment, state: RoundState, evaluate: Mapping[str, FederatedDataset], config: Mapping[str, Any]
+    experiment: Experiment,
+    state: RoundState,
+    evaluate: Mapping[str, FederatedDataset],
+    evaluate_every: int,
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns what decides a run's results as flat names and plain values; two runs may share a directory if these agree."""
+    """Returns what decides a run's records as flat names and plain values; two runs may share a directory if these agree."""
     local = experiment.local
     server = {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
@@ -39,6 +43,7 @@ def describe(
         "local": {name: _plain(getattr(local, name)) for name in ("batch_size", "epochs", "steps", "shuffle")},
         "train": describe_data(experiment.train),
         "evaluate": {name: describe_data(data) for name, data in evaluate.items()},
+        "evaluate_every": evaluate_every,
         "state": server,
         "first_params": digest(jax.tree.leaves(jax.device_get((state.device.server.params, state.device.server.frozen)))),
     }
@@ -83,15 +88,21 @@ def refuse_other(directory: Path, saved: Mapping[str, Any], now: Mapping[str, An
 
 
 def read_json(path: Path) -> Any:
-    """Returns the value of a JSON file, None if there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """Returns the value of a JSON file, None if there is none.
+
+    Errors: ``ValueError`` naming the file if it holds something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"expected {str(path)!r} to hold JSON, but it is damaged: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    _replace(path, json.dumps(value, indent=2) + "\n")
 
 
 def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -100,25 +111,55 @@ def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         file.write(_lines(records))
 
 
+def flush(path: Path) -> None:
+    """Waits until what was appended to a file is on the disk."""
+    with path.open("a") as file:
+        os.fsync(file.fileno())
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a JSONL file; a last line cut short by a kill is left out."""
+    """Returns the records of a JSONL file; a last line cut short by a kill is left out.
+
+    Errors: ``ValueError`` naming the file and the line if another line isn't a record.
+    """
     if not path.exists():
         return []
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            records.append({name: math.nan if value is None else value for name, value in json.loads(line).items()})
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"expected line {number} of {str(path)!r} to be a record, but it is damaged: {error}") from error
+    return records
 
 
 def rewrite_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Replaces a JSONL file whole or not at all."""
+    _replace(path, _lines(records))
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record with nan for all that is not finite: as it will be when it is read back."""
+    return {name: math.nan if _not_finite(value) else value for name, value in record.items()}
+
+
+def _replace(path: Path, text: str) -> None:
+    """The old file stays until the new one is on the disk."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(_lines(records))
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> str:
     """JSON has no NaN: what is not finite becomes null."""
-    finite = [{name: None if _not_finite(value) else value for name, value in record.items()} for record in records]
-    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in finite)
+    plain = [{name: None if _not_finite(value) else value for name, value in record.items()} for record in records]
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in plain)
 
 
 def _not_finite(value: Any) -> bool:

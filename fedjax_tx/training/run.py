@@ -1,8 +1,10 @@
 """``ftx.run``: an experiment from its first round to its last, with evaluation, records, checkpoints and resumption."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,9 @@ from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment, RoundFunction, RoundInfo, RoundState, make_evaluation, make_round, summarise
 from fedjax_tx.simulation.evaluate import ClientMetrics
 from fedjax_tx.simulation.rounds import build_round
-from fedjax_tx.training import checkpoint, records
+from fedjax_tx.training import records
+from fedjax_tx.training.directory import Start, Store, no_store, open_store, read_choices, writing
+from fedjax_tx.training.interrupt import delayed_interrupt
 from fedjax_tx.training.ledger import bytes_a_client, charge, new_ledger
 from fedjax_tx.training.progress import Reporter, make_reporter
 from fedjax_tx.training.stop import EarlyStop
@@ -51,6 +55,7 @@ class _Setup(NamedTuple):
     checkpoint_every: int
     early_stop: EarlyStop | None
     directory: Path | None
+    store: Store
     reporter: Reporter
 
 
@@ -79,7 +84,11 @@ def run(
       config: settings of the caller (plain values), kept and compared with the experiment's own.
       progress: whether to show live progress.
 
-    Errors: ``ValueError`` if ``run_dir`` holds another experiment, naming the fields that differ.
+    With a ``run_dir``, Ctrl-C ends the run after the rounds under way with a checkpoint, and raises ``KeyboardInterrupt``; a
+    second one ends it at once. However a run ended, the same call goes on from the last checkpoint, bit for bit.
+
+    Errors: ``ValueError`` if ``run_dir`` holds another experiment, naming the fields that differ, or more rounds, or only damaged
+    checkpoints (where the one before can be used, a warning names the damaged one). ``OSError`` if it can't be written.
 
     Example:
       >>> import fedjax_tx as ftx, numpy as np, optax
@@ -97,66 +106,68 @@ def run(
     _check(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress)
     directory = None if run_dir is None else Path(run_dir)
     columns = {name: jnp.asarray(column) for name, column in experiment.train.columns.items()}
-    state = build_round(experiment, columns, 1, 1).init(init_params=init_params)
+    first = build_round(experiment, columns, 1, 1).init(init_params=init_params)
     evaluators = {name: make_evaluation(experiment, data) for name, data in evaluate.items()}
+    store, start = no_store(), Start(first, new_ledger(), [])
     if directory is not None:
-        description = records.describe(experiment, state, evaluate, config or {})
-        execution = _open_directory(directory, description, execution)
-    reporter = make_reporter(rounds, 0, progress)
+        description = records.describe(experiment, first, evaluate, evaluate_every, config or {})
+        execution = _with_choices(execution, read_choices(directory, description))
+        store, start = open_store(directory, first, rounds, partial(_belongs, tuple(evaluate), evaluate_every))
+    reporter = make_reporter(rounds, start.state.round, progress)
     try:
+        if start.state.round:
+            reporter.say(f"resuming after round {start.state.round}")
         round_fn = make_round(experiment, execution)
         if directory is not None:
             choices = {"num_lanes": round_fn.num_lanes, "rounds_per_call": round_fn.rounds_per_call}
-            records.write_json(directory / "experiment.json", {"experiment": description, "execution": choices})
+            with writing("experiment.json", directory):
+                records.write_json(directory / "experiment.json", {"experiment": description, "execution": choices})
         checkpoint_every = evaluate_every if checkpoint_every is None else checkpoint_every
-        setup = _Setup(round_fn, evaluators, rounds, evaluate_every, checkpoint_every, early_stop, directory, reporter)
-        return _run(setup, state)
+        periods = (rounds, evaluate_every, checkpoint_every)
+        return _run(_Setup(round_fn, evaluators, *periods, early_stop, directory, store, reporter), start)
     finally:
         reporter.close()
+        store.close()
 
 
-def _run(setup: _Setup, state: RoundState) -> RunResult:
+def _run(setup: _Setup, start: Start) -> RunResult:
     """The host loop."""
-    directory, manager = setup.directory, None
-    history, ledger, stopped = [], new_ledger(), None
-    if directory is not None:
-        manager = checkpoint.open_checkpoints(directory / "checkpoints")
-        restored = checkpoint.restore(manager, state)
-        if restored is not None:
-            state, ledger = restored
-            setup.reporter.say(f"resuming after round {state.round}")
-        history = _resume_records(directory, state.round, setup)
+    state, ledger, history = start
     cost = bytes_a_client(setup.round_fn, state)
     began, pace, client_metrics = time.perf_counter(), 1, None
-    stopped = _why_stop(setup, history)
-    while state.round < setup.rounds and stopped is None:
-        count = min(pace, setup.round_fn.rounds_per_call, _until_due(setup, state.round))
-        call_began = time.perf_counter()
-        state, infos = setup.round_fn.run(state, count)
-        seconds = time.perf_counter() - call_began
-        pace = max(1, int(_SECONDS_A_CALL / (seconds / count)))
-        ledger, client_metrics = charge(ledger, infos, cost), None
-        lines = [_round_record(info) for info in infos]
-        if state.round % setup.evaluate_every == 0 or state.round == setup.rounds:
-            client_metrics = _evaluate(setup, state, lines[-1])
-        history += lines
-        timing = _timing(state, infos, seconds, began)
-        if directory is not None:
-            records.append_lines(directory / "metrics.jsonl", lines)
-            records.append_lines(directory / "timing.jsonl", [timing])
-        setup.reporter.update(lines[-1], timing["examples_per_second"])
-        stopped = _why_stop(setup, history)
-        if manager is not None and (state.round % setup.checkpoint_every == 0 or state.round == setup.rounds or stopped):
-            checkpoint.save(manager, state, ledger)
+    stopped, ending = _why_stop(setup, history), False
+    with delayed_interrupt(setup.directory is not None) as interrupted:
+        while state.round < setup.rounds and stopped is None and not ending:
+            count = min(pace, setup.round_fn.rounds_per_call, _until_due(setup, state.round))
+            call_began = time.perf_counter()
+            state, infos = setup.round_fn.run(state, count)
+            seconds = time.perf_counter() - call_began
+            pace = max(1, int(_SECONDS_A_CALL / (seconds / count)))
+            ledger, client_metrics = charge(ledger, infos, cost), None
+            lines = [_round_record(info) for info in infos]
+            if state.round % setup.evaluate_every == 0 or state.round == setup.rounds:
+                client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
+                lines[-1].update(_summarise(client_metrics))
+            history = [*history, *lines]
+            timing = _timing(state, infos, seconds, began)
+            setup.store.append(lines, timing)
+            setup.reporter.update(lines[-1], timing["examples_per_second"])
+            stopped, ending = _why_stop(setup, history), interrupted()
+            if stopped or ending or state.round % setup.checkpoint_every == 0 or state.round == setup.rounds:
+                setup.store.save(state, ledger)
+    if interrupted():
+        raise KeyboardInterrupt(_say_interrupted(setup, state))
     stopped = stopped or f"finished {setup.rounds} rounds"
     if client_metrics is None:
         client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
-    if directory is not None:
-        last = {name: value for part in client_metrics for name, value in summarise(part, client_metrics[part]).items()}
-        records.write_json(directory / "summary.json", {"stopped": stopped, "ledger": ledger, **last})
-    if manager is not None:
-        manager.close()
+    setup.store.finish({"stopped": stopped, "ledger": ledger, **_summarise(client_metrics)})
     return RunResult(_params(state), state, history, ledger, client_metrics, stopped)
+
+
+def _say_interrupted(setup: _Setup, state: RoundState) -> str:
+    text = f"interrupted after round {state.round}; all is saved in {str(setup.directory)!r}: the same call goes on from there"
+    setup.reporter.say(text)
+    return text
 
 
 def _until_due(setup: _Setup, done: int) -> int:
@@ -165,11 +176,15 @@ def _until_due(setup: _Setup, done: int) -> int:
     return min(setup.rounds - done, *(period - done % period for period in every))
 
 
-def _evaluate(setup: _Setup, state: RoundState, record: dict[str, Any]) -> dict[str, ClientMetrics]:
-    client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
-    for name, metrics in client_metrics.items():
-        record.update(summarise(name, metrics))
-    return client_metrics
+def _summarise(client_metrics: Mapping[str, ClientMetrics]) -> dict[str, float]:
+    """What a record says of an evaluation."""
+    summaries = [summarise(name, metrics) for name, metrics in client_metrics.items()]
+    return records.finite({name: value for summary in summaries for name, value in summary.items()})
+
+
+def _belongs(sets: tuple[str, ...], evaluate_every: int, name: str, number: int) -> bool:
+    """Whether a field belongs to the record of round ``number`` wherever the run ends: not an evaluation made at its end only."""
+    return number % evaluate_every == 0 or name.split("/")[0] not in sets
 
 
 def _why_stop(setup: _Setup, history: list[dict[str, Any]]) -> str | None:
@@ -181,7 +196,7 @@ def _why_stop(setup: _Setup, history: list[dict[str, Any]]) -> str | None:
 
 def _round_record(info: RoundInfo) -> dict[str, Any]:
     scalars = {"server": info.server, "aggregation": info.aggregation}
-    return {
+    record = {
         "round": info.round + 1,
         **{f"train/{name}": value for name, value in info.metrics.items()},
         "clients": info.num_clients,
@@ -190,6 +205,7 @@ def _round_record(info: RoundInfo) -> dict[str, Any]:
         "empty": info.empty,
         **{f"{group}/{name}": value for group, said in scalars.items() for name, value in said.items() if np.ndim(value) == 0},
     }
+    return records.finite(record)
 
 
 def _timing(state: RoundState, infos: list[RoundInfo], seconds: float, began: float) -> dict[str, Any]:
@@ -203,36 +219,11 @@ def _timing(state: RoundState, infos: list[RoundInfo], seconds: float, began: fl
     }
 
 
-def _resume_records(directory: Path, done: int, setup: _Setup) -> list[dict[str, Any]]:
-    """Cuts the records back to ``done`` rounds, as if the run had been stopped just there, and returns them.
-
-    A record past the checkpoint is of rounds that will run again. An evaluation that was made only because the run was to end
-    there would not have been made by a run that goes on.
-    """
-    sets = tuple(f"{name}/" for name in setup.evaluators)
-    history = [record for record in records.read_lines(directory / "metrics.jsonl") if record["round"] <= done]
-    if done < setup.rounds:
-        history = [
-            record
-            if record["round"] % setup.evaluate_every == 0
-            else {name: value for name, value in record.items() if not name.startswith(sets or ("\0",))}
-            for record in history
-        ]
-    records.rewrite_lines(directory / "metrics.jsonl", history)
-    timing = [record for record in records.read_lines(directory / "timing.jsonl") if record["round"] <= done]
-    records.rewrite_lines(directory / "timing.jsonl", timing)
-    return history
-
-
-def _open_directory(directory: Path, description: dict[str, Any], execution: Execution) -> Execution:
-    """Makes the directory, or refuses one of another experiment; returns the execution with the choices saved there."""
-    directory.mkdir(parents=True, exist_ok=True)
-    saved = records.read_json(directory / "experiment.json")
-    if saved is None:
-        return execution
-    records.refuse_other(directory, saved["experiment"], description)
-    chosen = {name: value for name, value in saved["execution"].items() if getattr(execution, name) == "auto"}
-    return dataclasses.replace(execution, **chosen)
+def _with_choices(execution: Execution, choices: Mapping[str, Any]) -> Execution:
+    """The execution with what was chosen for this run before in place of ``"auto"``."""
+    return dataclasses.replace(
+        execution, **{name: value for name, value in choices.items() if getattr(execution, name) == "auto"}
+    )
 
 
 def _params(state: RoundState) -> PyTree:
@@ -258,6 +249,13 @@ def _check(experiment, rounds, evaluate, execution, run_dir, evaluate_every, che
         groups = tuple(f"{name}/" for name in (*evaluate, "train"))
         if not early_stop.metric.startswith(groups):
             check.fail_value("early_stop.metric", f"to start with one of {', '.join(groups)}", early_stop.metric)
-    if config is not None:
-        check.mapping("config", config)
+    for name, value in check.mapping("config", {} if config is None else config).items():
+        _check_plain(f"config[{name!r}]", value)
     check.boolean("progress", progress)
+
+
+def _check_plain(name: str, value: Any) -> None:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        check.fail_value(name, "to be a plain value: numbers, strings, True, False, None, and lists and dicts of them", value)

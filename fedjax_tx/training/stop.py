@@ -1,5 +1,6 @@
 """When a run ends before its last round."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,11 +46,12 @@ class EarlyStop:
         """
         if evaluations and self.metric not in evaluations[-1]:
             check.one_of("early_stop.metric", self.metric, sorted(set(evaluations[-1]) - {"round"}))
+        values = [record[self.metric] for record in evaluations]
         sign = 1 if self.mode == "max" else -1
-        scores = [sign * record[self.metric] for record in evaluations]
+        scores = [-math.inf if math.isnan(value) else sign * value for value in values]  # what is no number is never the best
         if scores and self.target is not None and scores[-1] >= sign * self.target:
-            return f"{self.metric} reached {sign * scores[-1]:g}, target {self.target}"
+            return f"{self.metric} reached {values[-1]:g}, target {self.target}"
         best = max(range(len(scores)), key=lambda number: scores[number], default=0)
         if self.patience is not None and len(scores) - 1 - best >= self.patience:
-            return f"{self.metric} no better for {self.patience} evaluations than {sign * scores[best]:g}"
+            return f"{self.metric} no better for {self.patience} evaluations than {values[best]:g}"
         return None

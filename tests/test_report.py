@@ -1,0 +1,76 @@
+"""Curves: every metric in its panel, bands over clients, wrong arguments."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from fedjax_tx import report
+
+HISTORY = [
+    {"round": 1, "train/loss": 2.0, "server/update_norm": 1.0, "clients": 3},
+    {"round": 2, "train/loss": 1.5, "test/loss": 1.8, "test/loss/client_p10": 1.0, "test/loss/client_p90": 2.5, "test/accuracy": 0.5},
+    {"round": 3, "train/loss": math.nan},
+    {"round": 4, "train/loss": 1.0, "test/loss": 1.4, "test/loss/client_p10": 0.9, "test/loss/client_p90": 2.0, "test/accuracy": 0.7},
+]  # fmt: skip
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn."""
+    drawn = []
+
+    class Kept(Figure):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            drawn.append(self)
+
+    monkeypatch.setattr(report, "Figure", Kept)
+    return drawn
+
+
+def test_each_metric_has_a_panel_and_each_set_a_line(tmp_path, figures):
+    path = report.plot_curves(HISTORY, tmp_path / "curves.png", title="A run")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    loss, accuracy = figures[0].axes
+    assert (loss.get_ylabel(), accuracy.get_ylabel(), loss.get_xlabel()) == ("loss", "accuracy", "round")
+    train, test = loss.get_lines()
+    np.testing.assert_array_equal(train.get_xdata(), [1, 2, 3, 4])
+    np.testing.assert_array_equal(train.get_ydata(), [2.0, 1.5, np.nan, 1.0])
+    np.testing.assert_array_equal(test.get_xdata(), [2, 4])
+    np.testing.assert_array_equal(test.get_ydata(), [1.8, 1.4])
+    assert figures[0].get_suptitle() == "A run"
+
+
+def test_the_band_is_the_spread_over_clients(tmp_path, figures):
+    report.plot_curves(HISTORY, tmp_path / "curves.png")
+    (band,) = figures[0].axes[0].collections
+    corners = {(float(x), float(y)) for x, y in band.get_paths()[0].vertices}
+    assert {(2.0, 1.0), (2.0, 2.5), (4.0, 0.9), (4.0, 2.0)} <= corners
+    assert not figures[0].axes[1].collections
+
+
+def test_lines_of_a_file_are_drawn_as_the_history_is(tmp_path, figures):
+    lines = [{name: None if value != value else value for name, value in record.items()} for record in HISTORY]
+    report.plot_curves([json.loads(json.dumps(line)) for line in lines], str(tmp_path / "curves.png"))
+    np.testing.assert_array_equal(figures[0].axes[0].get_lines()[0].get_ydata().astype(float), [2.0, 1.5, np.nan, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"history": "metrics.jsonl"}, TypeError, "expected history to be a list of records, got 'metrics.jsonl' (str)"),
+        ({"history": [1]}, TypeError, "expected history[0] to be a dict, got 1 (int)"),
+        ({"history": [{"round": 1}]}, ValueError, "expected history to hold a metric such as 'train/loss', got []"),
+        ({"path": 3}, TypeError, "expected path to be a path, got 3 (int)"),
+        ({"path": "curves.xyz"}, ValueError, "expected path to end in .png, got 'curves.xyz'"),
+        ({"title": 3}, TypeError, "expected title to be a string, got 3 (int)"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_wrong_arguments_are_named(unchecked, tmp_path, change, kind, message):
+    with pytest.raises(kind, match=re.escape(message)):
+        report.plot_curves(**{"history": HISTORY, "path": tmp_path / "curves.png", **change})

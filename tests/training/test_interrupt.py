@@ -1,0 +1,115 @@
+"""Ctrl-C: the rounds under way end, a checkpoint is written, and it is said how to go on."""
+
+import os
+import re
+import signal
+import threading
+
+import pytest
+import runs
+
+import fedjax_tx as ftx
+from fedjax_tx.training import checkpoint
+from fedjax_tx.training.interrupt import delayed_interrupt
+
+
+def press_in_round(monkeypatch, number: int, times: int = 1) -> None:
+    """Ctrl-C comes while the cohort of a round is chosen, in the midst of a call."""
+    select = runs.TWO_OF_SIX.select
+    count = [0]
+
+    def choose(state, generator, last):
+        count[0] += 1
+        if count[0] == number:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+        return select(state, generator, last)
+
+    monkeypatch.setattr(runs, "TWO_OF_SIX", runs.TWO_OF_SIX._replace(select=choose))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return runs.run(7)
+
+
+def test_ctrl_c_ends_after_the_rounds_under_way_and_the_run_goes_on(whole, tmp_path, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    press_in_round(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        runs.run(7, tmp_path / "run", progress=True)
+    told = re.search(r"interrupted after round (\d); all is saved in '(.*)': the same call goes on from there", str(caught.value))
+    assert told[2] == str(tmp_path / "run")
+    assert str(caught.value) in capsys.readouterr().out
+    saved = checkpoint.last_round(tmp_path / "run" / "checkpoints")
+    assert saved == int(told[1])
+    assert 4 <= saved <= 5  # at most two rounds in a call
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not (tmp_path / "run" / "summary.json").exists()
+    monkeypatch.undo()
+    runs.assert_same_run(runs.run(7, tmp_path / "run"), whole)
+
+
+def test_ctrl_c_in_the_last_round_still_stops_the_script(whole, tmp_path, monkeypatch):
+    press_in_round(monkeypatch, 7)
+    with pytest.raises(KeyboardInterrupt, match="interrupted after round 7"):
+        runs.run(7, tmp_path / "run")
+    monkeypatch.undo()
+    runs.assert_same_run(runs.run(7, tmp_path / "run"), whole)
+
+
+def test_a_second_ctrl_c_ends_at_once(whole, tmp_path, monkeypatch):
+    press_in_round(monkeypatch, 5, times=2)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        runs.run(7, tmp_path / "run")
+    assert str(caught.value) == ""
+    assert checkpoint.last_round(tmp_path / "run" / "checkpoints") == 3
+    monkeypatch.undo()
+    runs.assert_same_run(runs.run(7, tmp_path / "run"), whole)
+
+
+def test_without_a_directory_ctrl_c_ends_at_once(monkeypatch):
+    press_in_round(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        runs.run(7)
+    assert str(caught.value) == ""
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(whole, tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(runs.run(7, tmp_path / "run")))
+    thread.start()
+    thread.join()
+    runs.assert_same_run(results[0], whole)
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with delayed_interrupt() as interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupted()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_goes_to_the_handler_that_was_there():
+    came = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        with delayed_interrupt() as interrupted:
+            assert not interrupted()
+            signal.raise_signal(signal.SIGINT)
+            assert interrupted() and not came
+            signal.raise_signal(signal.SIGINT)
+            assert came == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_error_takes_the_handler_away_too(tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="early_stop.metric"):
+        runs.run(3, tmp_path / "run", early_stop=ftx.EarlyStop("test/los", patience=1))
+    assert signal.getsignal(signal.SIGINT) is before
