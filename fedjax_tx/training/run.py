@@ -120,6 +120,7 @@ def run(
         round_fn = make_round(experiment, execution)
         if directory is not None:
             choices = {"num_lanes": round_fn.num_lanes, "rounds_per_call": round_fn.rounds_per_call}
+            choices = {} if execution.debug else choices  # those of debugging are nobody's choice
             with writing("experiment.json", directory):
                 records.write_json(directory / "experiment.json", {"experiment": description, "execution": choices})
         checkpoint_every = evaluate_every if checkpoint_every is None else checkpoint_every
@@ -132,7 +133,7 @@ def run(
 
 def _run(setup: _Setup, start: Start) -> RunResult:
     """The host loop."""
-    state, ledger, history = start
+    state, ledger, history = start.state, start.ledger, list(start.history)
     cost = bytes_a_client(setup.round_fn, state)
     began, pace, client_metrics = time.perf_counter(), 1, None
     stopped, ending = _why_stop(setup, history), False
@@ -148,9 +149,10 @@ def _run(setup: _Setup, start: Start) -> RunResult:
             if state.round % setup.evaluate_every == 0 or state.round == setup.rounds:
                 client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
                 lines[-1].update(_summarise(client_metrics))
-            history = [*history, *lines]
+            history += lines
             timing = _timing(state, infos, seconds, began)
             setup.store.append(lines, timing)
+            _say_left_out(setup, infos)
             setup.reporter.update(lines[-1], timing["examples_per_second"])
             stopped, ending = _why_stop(setup, history), interrupted()
             if stopped or ending or state.round % setup.checkpoint_every == 0 or state.round == setup.rounds:
@@ -168,6 +170,15 @@ def _say_interrupted(setup: _Setup, state: RoundState) -> str:
     text = f"interrupted after round {state.round}; all is saved in {str(setup.directory)!r}: the same call goes on from there"
     setup.reporter.say(text)
     return text
+
+
+def _say_left_out(setup: _Setup, infos: list[RoundInfo]) -> None:
+    ids = setup.round_fn.experiment.train.client_ids
+    for info in infos:
+        if info.not_finite.size:
+            names = ", ".join(repr(name) for name in ids[info.not_finite[:5]].tolist())
+            more = f" and {info.not_finite.size - 5} more" if info.not_finite.size > 5 else ""
+            setup.reporter.say(f"round {info.round + 1}: left out, since their update is not finite: {names}{more}")
 
 
 def _until_due(setup: _Setup, done: int) -> int:
@@ -203,6 +214,7 @@ def _round_record(info: RoundInfo) -> dict[str, Any]:
         "examples": info.num_examples,
         "steps": info.num_steps,
         "empty": info.empty,
+        "not_finite": info.not_finite.tolist(),
         **{f"{group}/{name}": value for group, said in scalars.items() for name, value in said.items() if np.ndim(value) == 0},
     }
     return records.finite(record)
