@@ -104,6 +104,15 @@ def one_of(name: str, value: Any, options: Collection[Any]) -> Any:
     return value
 
 
+def key(name: str, value: Any) -> Any:
+    """Returns ``value`` if it is one JAX key, as ``jax.random.key`` makes them."""
+    if not (hasattr(value, "dtype") and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)):
+        fail_type(name, "a JAX key made by jax.random.key", value)
+    if value.ndim != 0:
+        fail_value(name, "to be a single key", f"keys of shape {value.shape}")
+    return value
+
+
 def mapping(name: str, value: Any) -> Mapping:
     """Returns ``value`` if it is a mapping with string keys."""
     if not isinstance(value, Mapping):

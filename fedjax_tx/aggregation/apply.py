@@ -41,11 +41,9 @@ def aggregate(
         if np.ndim(leaf) < 1 or np.shape(leaf)[0] != weights.shape[0]:
             where = f"stacked_updates{jax.tree_util.keystr(path)}"
             check.fail_value(where, f"to have a leading axis of {weights.shape[0]} clients", np.shape(leaf))
-    if key is not None and not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        check.fail_type("key", "a JAX key made by jax.random.key", key)
-    key = jax.random.key(0) if key is None else key
+    key = jax.random.key(0) if key is None else check.key("key", key)
     stacked_updates = jax.tree.map(jnp.asarray, stacked_updates)
-    return aggregate_arrays(aggregator, stacked_updates, weights, state, key)
+    return aggregate_arrays(aggregator, stacked_updates, jnp.asarray(weights), state, key)
 
 
 def aggregate_arrays(aggregator: Aggregator, stacked_updates: PyTree, weights: Array, state: PyTree, key) -> tuple:
@@ -84,4 +82,4 @@ def _checked_weights(weights):
     if not np.isfinite(array).all() or (array < 0).any():
         bad = array[~np.isfinite(array) | (array < 0)][0]
         check.fail_value("weights", "to be finite and >= 0", float(bad))
-    return jnp.asarray(array, jnp.float32)
+    return array.astype(np.float32)

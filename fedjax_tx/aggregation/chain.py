@@ -78,6 +78,8 @@ def chain(*stages: Aggregator) -> Aggregator:
 def check_complete(name: str, aggregator: Aggregator) -> Aggregator:
     """Returns ``aggregator`` if it is one, and can work alone: it reduces, and waits for no other stage's bound."""
     check.instance(name, aggregator, Aggregator, "an Aggregator")
+    if aggregator.reduce is None:
+        check.fail_value(name, f"to reduce, such as chain({aggregator.name}, mean())", aggregator.name)
     return aggregator if aggregator.reduce is not None and aggregator.calibrate is None else chain(aggregator)
 
 
@@ -115,6 +117,7 @@ def stage(name: str, **functions) -> Aggregator:
       >>> stage("halve()", decode=lambda reduced, totals, state, key: (reduced / 2, state, {})).name
       'halve()'
     """
+    check.instance("name", name, str, "a string")
     idle = {"encode": unchanged, "receive": as_is, "reduce": None, "decode": passed_on}
     return Aggregator(**{"init": no_state, "init_client": no_state, **idle, "name": name, **functions})
 

@@ -29,8 +29,9 @@ def init_server(task: Task, optimizer: optax.GradientTransformation) -> Callable
 def _given_parts(init_params: PyTree, trainable: PyTree, frozen: PyTree) -> tuple[PyTree, PyTree]:
     """Returns ``init_params`` as (trainable, frozen) of the task's structure."""
     if not jax.tree.leaves(frozen):
-        init_params = (init_params, frozen)
-    elif isinstance(init_params, dict):
+        check.same_tree("init_params", init_params, trainable)
+        return init_params, frozen
+    if isinstance(init_params, dict):
         whole = tree.join(trainable, frozen)
         check.same_tree("init_params", init_params, whole)
         return tree.partition(init_params, tree.paths(trainable).__contains__)

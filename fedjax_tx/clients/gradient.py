@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_tx import tree
+from fedjax_tx import check, tree
 from fedjax_tx.clients.local import client_weight
 from fedjax_tx.clients.objective import add_metrics, batch_gradient, no_metrics
 from fedjax_tx.types import ClientResult, ClientTrainer, Metrics, PyTree, Task
@@ -24,6 +24,8 @@ def full_gradient(task: Task) -> ClientTrainer:
     mean is the gradient over the cohort's data; over one epoch each example counts once. The client's state stays. Dropout is on,
     as in the training that the gradient stands for. Metric: ``start_loss``, the loss there.
     """
+
+    check.instance("task", task, Task, "a Task")
 
     def start(broadcast, info, state):
         return _Sums(tree.zero_sums(broadcast.params), no_metrics({"start_loss": None}), state)

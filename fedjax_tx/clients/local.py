@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from fedjax_tx import tree
+from fedjax_tx import check, tree
 from fedjax_tx.clients.objective import add_metrics, batch_gradient, batch_metrics, no_metrics
 from fedjax_tx.types import ClientResult, ClientTrainer, LocalWork, Metrics, PyTree, Task
 
@@ -37,6 +37,9 @@ def local_sgd(task: Task, optimizer: optax.GradientTransformation) -> ClientTrai
       task: what is learned. optimizer: any optax optimiser; its state starts anew for each client and round.
     """
 
+    check.instance("task", task, Task, "a Task")
+    check.instance("optimizer", optimizer, optax.GradientTransformation, "an optax optimiser")
+
     def start(broadcast, info, state):
         params = broadcast.params
         return _Training(params, optimizer.init(params), no_metrics({"loss": None}), state)
@@ -61,11 +64,13 @@ def client_weight(info) -> Float[Array, ""]:
 
 def whole_data(local: LocalWork) -> LocalWork:
     """Returns the work of a pass that looks at each of a client's examples once, in batches of the local work's size."""
+    check.instance("local", local, LocalWork, "a LocalWork")
     return LocalWork(batch_size=local.batch_size, epochs=1, shuffle=False)
 
 
 def local_evaluation(task: Task) -> ClientTrainer:
     """A client that scores the server's parameters on its own examples: the task's metrics and its loss; no update."""
+    check.instance("task", task, Task, "a Task")
 
     def start(broadcast, info, state):
         batch = info.batch.zeros()

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from fedjax_tx import check
@@ -38,9 +39,11 @@ def generate(
     check.integer("num_tokens", num_tokens, low=1)
     check.integer("max_length", max_length, low=1)
     check.number("temperature", temperature, above=0)
-    prompt = jnp.asarray(prompt)
-    if prompt.ndim != 1 or prompt.size == 0 or not jnp.issubdtype(prompt.dtype, jnp.integer):
+    check.key("key", key)
+    prompt = np.asarray(prompt)
+    if prompt.ndim != 1 or prompt.size == 0 or prompt.dtype.kind not in "iu":
         check.fail_value("prompt", "to be a list of at least one token", prompt.tolist())
+    prompt = jnp.asarray(prompt)
     return _sample(model, max_length, num_tokens, params, prompt.astype(jnp.int32), key, temperature)
 
 

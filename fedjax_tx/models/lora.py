@@ -63,7 +63,9 @@ def merge_lora(params: PyTree, lora_alpha: float | None = None) -> PyTree:
       >>> jax.tree.structure(merge_lora(params)) == jax.tree.structure(plain)
       True
     """
-    _check_has_adapters("params", params)
+    if lora_alpha is not None:
+        check.number("lora_alpha", lora_alpha, above=0)
+    _check_has_adapters("params", check.mapping("params", params))
 
     def merged(branch):
         if not isinstance(branch, dict):
@@ -97,6 +99,7 @@ def add_lora(params: PyTree, model: Model, key: Key[Array, ""]) -> PyTree:
       (1, 8, 2)
     """
     check.instance("model", model, Model, "a Model(init, apply)")
+    check.key("key", key)
     shapes = jax.eval_shape(model.init, key)
     _check_has_adapters("the model's parameters", shapes)
     _, plain = tree.partition(shapes, _is_adapter)

@@ -41,7 +41,7 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callab
     capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes)
     cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)
     schedule = jax.device_put(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0))
-    columns = {name: jnp.asarray(column) for name, column in dataset.columns.items()}
+    columns = {name: jax.device_put(column) for name, column in dataset.columns.items()}
     rows = jnp.asarray(match_clients(dataset.client_ids, experiment.train.client_ids), jnp.int32)
     hyper = hyper_arrays(experiment.hyper)
 
@@ -60,8 +60,9 @@ def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:
 
     The spread is that of the clients' own means, each client counting once: percentiles 10, 50 and 90.
     """
+    check.instance("name", name, str, "a string")
     summary = {}
-    for metric, (value, weight) in sorted(metrics.items()):
+    for metric, (value, weight) in sorted(check.mapping("metrics", metrics).items()):
         own = value[weight > 0]
         summary[f"{name}/{metric}"] = weighted_mean(value, weight)
         for percentile in _PERCENTILES:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tx import check, prng
@@ -187,7 +186,7 @@ def make_round(experiment: Experiment, execution: Execution | None = None) -> Ro
     check.instance("experiment", experiment, Experiment, "an Experiment")
     execution = Execution() if execution is None else execution
     check.instance("execution", execution, Execution, "an Execution")
-    columns = {name: jnp.asarray(column) for name, column in experiment.train.columns.items()}
+    columns = {name: jax.device_put(column) for name, column in experiment.train.columns.items()}
     if execution.debug:
         return dataclasses.replace(build_round(experiment, columns, 1, 1), debug=True)
     if execution.num_lanes == "auto":
@@ -217,10 +216,10 @@ def build_round(experiment: Experiment, columns: dict, num_lanes: int, rounds_pe
     return RoundFunction(experiment, works, capacities, columns, lanes, int(rounds_per_call), algorithm.max_version)
 
 
-def hyper_arrays(hyper: Mapping[str, Any]) -> dict[str, jax.Array]:
+def hyper_arrays(hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Hyperparameters as strongly typed float32 (ints as int32) scalars: another value is never another program."""
-    kinds = {name: np.int32 if np.asarray(value).dtype.kind in "iu" else np.float32 for name, value in hyper.items()}
-    return {name: jnp.asarray(value, kinds[name]) for name, value in hyper.items()}
+    values = {name: np.asarray(value) for name, value in hyper.items()}
+    return {name: value.astype(np.int32 if value.dtype.kind in "iu" else np.float32) for name, value in values.items()}
 
 
 def _read_infos(first_round: int, plan: Plan, output, batch_sizes: list[int]) -> list[RoundInfo]:

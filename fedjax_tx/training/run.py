@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tx import check, tree
@@ -105,7 +104,7 @@ def run(
     execution = Execution() if execution is None else execution
     _check(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress)
     directory = None if run_dir is None else Path(run_dir)
-    columns = {name: jnp.asarray(column) for name, column in experiment.train.columns.items()}
+    columns = {name: jax.device_put(column) for name, column in experiment.train.columns.items()}
     first = build_round(experiment, columns, 1, 1).init(init_params=init_params)
     evaluators = {name: make_evaluation(experiment, data) for name, data in evaluate.items()}
     store, start = no_store(), Start(first, new_ledger(), [])

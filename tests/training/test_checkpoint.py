@@ -330,11 +330,13 @@ def test_a_full_disk_found_by_the_writer_of_arrays_is_told_too(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(
-            OSError, match=r"could not write the checkpoint after round 2: .*File too large.*after round 1\)"
-        ) as caught:
-            with ftx.training.directory.writing("the checkpoint after round 2", tmp_path):
-                checkpoint.save(manager, RoundState((), noise + 1, 0, 2), {})
+        with (
+            pytest.raises(
+                OSError, match=r"could not write the checkpoint after round 2: .*File too large.*after round 1\)"
+            ) as caught,
+            ftx.training.directory.writing("the checkpoint after round 2", tmp_path),
+        ):
+            checkpoint.save(manager, RoundState((), noise + 1, 0, 2), {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG

@@ -226,7 +226,7 @@ WRONG = [
     ({"evaluate": {"train": TEST}}, ValueError, "expected the names of evaluate without '/' and other than 'train'"),
     ({"evaluate": {"a/b": TEST}}, ValueError, "got 'a/b'"),
     ({"evaluate": {3: TEST}}, TypeError, "expected the keys of evaluate to be strings, got 3 (int)"),
-    ({"init_params": {"w": np.zeros((2, 3), np.float32)}}, ValueError, "expected init_params to have a leaf [0]['b'], which is"),
+    ({"init_params": {"w": np.zeros((2, 3), np.float32)}}, ValueError, "expected init_params to have a leaf ['b'], which is"),
     ({"execution": 4}, TypeError, "expected execution to be an Execution, got 4 (int)"),
     ({"run_dir": 3}, TypeError, "expected run_dir to be a path, got 3 (int)"),
     ({"evaluate_every": "3"}, TypeError, "expected evaluate_every to be an integer, got '3' (str)"),

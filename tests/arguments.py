@@ -1,0 +1,234 @@
+"""Every public argument of every public function, with a wrong type and a wrong value where there is one.
+
+A script, run by ``test_arguments.py`` in a process of its own: under pytest the checker of annotations would answer first. It
+prints a JSON list of [function, argument, what was given, the error's type, its message, programs compiled meanwhile].
+"""
+
+import inspect
+import json
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+
+import fedjax_tx as ftx
+
+TASK, SGD, DATA = problems.LOGISTIC, optax.sgd(0.1), problems.ragged_clients()
+MODEL = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4)
+ADAPTED = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4, lora_rank=1)
+EXPERIMENT = problems.experiment()
+METRICS = {"loss": (np.ones(2), np.ones(2))}
+HISTORY = [{"round": 1, "train/loss": 1.0}]
+UPDATES = {"w": jnp.ones((2, 3))}
+ELSEWHERE = f"{tempfile.mkdtemp()}/curves.png"
+
+task, optimizer, count, text = {"task": ["logistic"]}, ["sgd"], ["4", 0], [3]
+server = {"server_optimizer": optimizer}
+rate = ["fast", -1.0]
+
+TABLE = {
+    ftx.EarlyStop: (
+        {"metric": "test/loss", "patience": 1},
+        {"metric": text, "mode": [1, "low"], "target": ["low", float("nan")], "patience": count},
+    ),
+    ftx.Execution: ({}, {"num_lanes": [1.5, 0, "many"], "rounds_per_call": [1.5, 0, "many"], "debug": ["yes"]}),
+    ftx.Experiment: (
+        {"make_algorithm": problems.make_fed_avg, "train": DATA, "cohorts": ftx.data.all_clients(), "local": EXPERIMENT.local},
+        {
+            "make_algorithm": [3],
+            "hyper": [3, {3: 1.0}, {"client_lr": "fast"}, {"client_lr": float("inf")}],
+            "train": [DATA.columns],
+            "cohorts": [[0, 1]],
+            "local": [8],
+            "seed": [0.5, -1, 2**32],
+        },
+    ),
+    ftx.make_evaluation: ({"experiment": EXPERIMENT, "dataset": DATA}, {"experiment": [3], "dataset": [3]}),
+    ftx.make_round: ({"experiment": EXPERIMENT}, {"experiment": [3], "execution": [4]}),
+    ftx.run: (
+        {"experiment": EXPERIMENT, "rounds": 1, "evaluate": {"test": DATA}},
+        {
+            "experiment": [3],
+            "rounds": count,
+            "evaluate": [DATA, {"test": 3}, {"train": DATA}],
+            "init_params": [{"b": jnp.zeros(3)}, {"b": jnp.zeros(3), "w": jnp.zeros((3, 3))}],
+            "execution": [4],
+            "run_dir": [3],
+            "evaluate_every": count,
+            "checkpoint_every": count,
+            "early_stop": ["test/loss", ftx.EarlyStop("elsewhere/loss", patience=1)],
+            "config": [3, {"f": len}],
+            "progress": ["no"],
+        },
+    ),
+    ftx.summarise: ({"name": "test", "metrics": METRICS}, {"name": text, "metrics": [3]}),
+    ftx.data.FederatedDataset: (
+        {"columns": DATA.columns, "offsets": DATA.offsets, "client_ids": DATA.client_ids},
+        {"columns": [3, {}], "offsets": [[0, 25], np.array([0, 24])], "client_ids": [3, np.arange(2)]},
+    ),
+    ftx.data.LocalWork: (
+        {"batch_size": 2, "epochs": 1},
+        {"batch_size": count, "epochs": [0.5, 0], "steps": [0.5, 0], "shuffle": ["yes"]},
+    ),
+    ftx.data.all_clients: ({}, {}),
+    ftx.data.async_cohorts: (
+        {"durations": [1.0, 2.0], "concurrency": 2, "buffer_size": 1, "max_staleness": 3},
+        {"durations": [["slow"], [1.0, 0.0]], "concurrency": count, "buffer_size": count, "max_staleness": ["4", -1]},
+    ),
+    ftx.data.fixed_cohorts: ({"ids": [[0]]}, {"ids": [3, [], [[0.5]]]}),
+    ftx.data.load: ({"name": "shakespeare"}, {"name": [3, "shakespear"], "options": []}),
+    ftx.data.poisson_cohorts: ({"rate": 0.5}, {"rate": ["often", 1.5], "max_clients": count}),
+    ftx.data.uniform_cohorts: ({"clients_per_round": 2}, {"clients_per_round": count}),
+    ftx.data.weighted_cohorts: (
+        {"clients_per_round": 1, "weights": [1.0, 2.0]},
+        {"clients_per_round": [*count, 3], "weights": [["big"], [1.0, -1.0]]},
+    ),
+    ftx.models.add_lora: ({"params": {}, "model": ADAPTED, "key": jax.random.key(0)}, {"model": [3, MODEL], "key": [3]}),
+    ftx.models.decoder: (
+        {"vocab_size": 8},
+        {
+            **dict.fromkeys(["vocab_size", "num_layers", "num_heads", "width", "max_length", "mlp_width"], count),
+            "dropout": ["much", 1.0],
+            "tie_embeddings": ["yes"],
+            "dtype": [3, jnp.int32],
+            "implementation": [3, "xlaa"],
+            "unroll": ["yes"],
+            "lora_rank": ["4", -1],
+            "lora_alpha": ["4", -1.0],
+        },
+    ),
+    ftx.models.generate: (
+        {"model": MODEL, "params": {}, "prompt": jnp.array([1]), "num_tokens": 1, "key": jax.random.key(0), "max_length": 4},
+        {
+            "model": [3],
+            "prompt": [np.array([0.5]), np.array([], np.int32)],
+            "num_tokens": count,
+            "key": [3],
+            "max_length": count,
+            "temperature": ["hot", 0.0],
+        },
+    ),
+    ftx.models.merge_lora: ({"params": {}}, {"params": [3, {}], "lora_alpha": ["4", -1.0]}),
+    ftx.tasks.next_token: ({"model": MODEL}, {"model": [3], "pad_id": ["0", -1], "column": text}),
+    ftx.tasks.classification: ({"model": MODEL}, {"model": [3], "inputs": text, "labels": text}),
+    ftx.tasks.regression: ({"model": MODEL}, {"model": [3], "inputs": text, "targets": text}),
+    ftx.tasks.freeze: ({"task": TASK, "trainable": "*"}, {**task, "trainable": [3, []]}),
+    ftx.algorithms.ditto: (
+        {"task": TASK, "client_optimizer": SGD, "personal_learning_rate": 0.1, "proximal_strength": 0.1},
+        {**task, **server, "client_optimizer": optimizer, "personal_learning_rate": rate, "proximal_strength": rate},
+    ),
+    ftx.algorithms.fed_avg: (
+        {"task": TASK, "client_optimizer": SGD},
+        {**task, **server, "client_optimizer": optimizer, "aggregator": ["mean", ftx.aggregation.clip_norm(1.0)]},
+    ),
+    ftx.algorithms.fed_buff: (
+        {"task": TASK, "client_optimizer": SGD, "max_staleness": 2},
+        {**task, **server, "client_optimizer": optimizer, "max_staleness": ["4", -1], "staleness_weight": [0.5]},
+    ),
+    ftx.algorithms.ifca: (
+        {"task": TASK, "client_optimizer": SGD, "num_clusters": 2},
+        {**task, **server, "client_optimizer": optimizer, "num_clusters": count},
+    ),
+    ftx.algorithms.mime: ({"task": TASK, "base_optimizer": SGD}, {**task, "base_optimizer": optimizer}),
+    ftx.algorithms.mime_lite: ({"task": TASK, "base_optimizer": SGD}, {**task, "base_optimizer": optimizer}),
+    ftx.algorithms.optax_server: ({"optimizer": SGD}, {"optimizer": optimizer}),
+    ftx.algorithms.q_fed_avg: (
+        {"task": TASK, "client_optimizer": SGD, "q": 1.0, "lipschitz": 1.0},
+        {**task, "client_optimizer": optimizer, "q": rate, "lipschitz": rate},
+    ),
+    ftx.algorithms.scaffold: (
+        {"task": TASK, "client_learning_rate": 0.1},
+        {**task, **server, "client_learning_rate": rate},
+    ),
+    ftx.aggregation.aggregate: (
+        {"aggregator": ftx.aggregation.mean(), "stacked_updates": UPDATES, "weights": [1.0, 1.0]},
+        {
+            "aggregator": ["mean"],
+            "stacked_updates": [{"w": jnp.ones((3, 1))}],
+            "weights": [["a", "b"], [1.0, -1.0]],
+            "key": [3],
+        },
+    ),
+    ftx.aggregation.chain: ({}, {"stages": []}),
+    ftx.aggregation.check_complete: ({"name": "aggregator", "aggregator": ftx.aggregation.mean()}, {"aggregator": [3]}),
+    ftx.aggregation.check_max_clients: (
+        {"aggregator": ftx.aggregation.integer_mean(1.0, 0.5, 4), "clients": 3},
+        {"clients": [5]},
+    ),
+    ftx.aggregation.clip_norm: ({"max_norm": 1.0}, {"max_norm": rate}),
+    ftx.aggregation.drive: ({}, {}),
+    ftx.aggregation.fixed_mean: ({"denominator": 1.0}, {"denominator": rate}),
+    ftx.aggregation.gaussian_noise: ({"noise_multiplier": 1.0}, {"noise_multiplier": rate}),
+    ftx.aggregation.integer_mean: (
+        {"max_value": 1.0, "resolution": 0.5, "max_clients": 4},
+        {"max_value": rate, "resolution": rate, "max_clients": [*count, 2**31]},
+    ),
+    ftx.aggregation.krum: ({"num_byzantine": 1}, {"num_byzantine": ["1", -1]}),
+    ftx.aggregation.mean: ({}, {"weighted": ["yes"]}),
+    ftx.aggregation.median: ({}, {}),
+    ftx.aggregation.nothing: ({}, {}),
+    ftx.aggregation.parts: ({}, {"aggregators": []}),
+    ftx.aggregation.population_mean: ({}, {}),
+    ftx.aggregation.stage: ({"name": "halve()"}, {"name": text, "functions": []}),
+    ftx.aggregation.top_k: ({"fraction": 0.5}, {"fraction": ["half", 0.0, 1.5], "error_feedback": ["yes"]}),
+    ftx.aggregation.total: ({}, {}),
+    ftx.clients.full_gradient: ({"task": TASK}, task),
+    ftx.clients.local_evaluation: ({"task": TASK}, task),
+    ftx.clients.local_sgd: ({"task": TASK, "optimizer": SGD}, {**task, "optimizer": optimizer}),
+    ftx.clients.whole_data: ({"local": EXPERIMENT.local}, {"local": [8]}),
+    ftx.report.plot_curves: (
+        {"history": HISTORY, "path": ELSEWHERE},
+        {"history": [3, [{"round": 1}]], "path": [3], "title": text},
+    ),
+}
+
+ANY_VALUE = {
+    "params": "whatever the model takes",
+    "state": "whatever the aggregator's init or an earlier call gave",
+    "name": "of check_complete: only shown",
+    "aggregator": "of check_max_clients: the executor's",
+}
+"""Arguments without rows where the table gives none, and why."""
+
+
+def public_functions() -> dict[str, object]:
+    """Functions and records that users call, by name; not what runs inside compiled code, nor plain tuples of functions."""
+    inside = {"add_metrics", "batch_gradient", "batch_loss", "batch_metrics", "client_weight", "masked_mean", "no_metrics"}
+    found = {}
+    for module in (ftx, ftx.data, ftx.models, ftx.tasks, ftx.algorithms, ftx.aggregation, ftx.clients, ftx.report):
+        for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
+            value = getattr(module, name)
+            ours = getattr(value, "__module__", "").startswith("fedjax_tx") and callable(value)
+            if ours and not hasattr(value, "_fields") and name not in inside:
+                found[name] = value
+    return found
+
+
+def arguments_of(function) -> list[str]:
+    """Names of a function's arguments."""
+    return list(inspect.signature(function).parameters)
+
+
+def main() -> None:
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    told = []
+    for function, (given, wrong) in TABLE.items():
+        for argument, values in wrong.items():
+            for value in values:
+                before, kind, message = len(compiled), "", ""
+                try:
+                    function(**{**given, argument: value})
+                except Exception as error:  # what it is, the test judges
+                    kind, message = type(error).__name__, str(error)
+                told.append([function.__name__, argument, repr(value), kind, message, len(compiled) - before])
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
