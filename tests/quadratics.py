@@ -1,4 +1,4 @@
-"""Clients with quadratic losses, f_i(x) = a_i / 2 ||x - b_i||^2, as a data set and a task like any other: all is known in closed form."""
+"""Clients with quadratic losses, f_i(x) = a_i / 2 ||x - b_i||^2, as a data set and a task like any other."""
 
 import jax.numpy as jnp
 import numpy as np

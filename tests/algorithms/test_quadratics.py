@@ -1,7 +1,8 @@
 """Client drift on quadratics of different curvature, with several local steps: where each method comes to rest, in closed form.
 
-With f_i(x) = a_i / 2 ||x - b_i||^2 and K steps at rate eta a client goes from x to b_i + (1 - eta a_i)^K (x - b_i). All clients take
-part. FedAvg rests where sum_i w_i (x - b_i) = 0 with w_i = 1 - (1 - eta a_i)^K; the optimum of the mean has a_i in the place of w_i.
+With f_i(x) = a_i / 2 ||x - b_i||^2 and K steps at rate eta a client goes from x to b_i + (1 - eta a_i)^K (x - b_i). All clients
+take part. FedAvg rests where sum_i w_i (x - b_i) = 0 with w_i = 1 - (1 - eta a_i)^K; at the optimum of the mean, a_i is in the
+place of w_i.
 """
 
 import numpy as np

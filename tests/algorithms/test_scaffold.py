@@ -75,6 +75,15 @@ def test_it_is_fed_avg_while_all_controls_are_zero_and_not_after():
         assert close == same
 
 
+def test_of_one_client_alone_it_is_gradient_descent():
+    """Then N = 1 and c = c_1, so that nothing is corrected."""
+    train = quadratics.quadratic_clients((0.7,), ((3.0, -2.0),))
+    state, _ = quadratics.play(scaffold(TASK, RATE), 4, STEPS, train=train, rounds_per_call=1)
+    want = np.array([3.0, -2.0]) + (1 - RATE * 0.7) ** 12 * (1 - np.array([3.0, -2.0]))
+    np.testing.assert_allclose(state.device.server.params["x"], want, rtol=1e-5)
+    np.testing.assert_allclose(state.device.server.extra["x"], state.device.clients["x"][0], rtol=1e-5)
+
+
 def test_a_client_without_an_example_keeps_its_control_and_the_rest_stays_finite():
     state, infos = problems.play(problems.experiment(scaffold(problems.LOGISTIC, 0.1)), 3)
     for leaf in jax.tree.leaves(state.device.clients):

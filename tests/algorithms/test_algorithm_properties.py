@@ -1,0 +1,273 @@
+"""One table over all algorithms: each row declares the laws that its theorem gives; a law that it does not declare fails.
+
+A new method is one more row. A row may bring data, cohorts and local work of its own (``changes``), its own task, and the setting
+at which it is federated averaging (``limit``), with the averaging to compare with where that has another task.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+
+import fedjax_tx as ftx
+from fedjax_tx import algorithms
+
+RATE = 0.1
+COHORTS = ftx.data.fixed_cohorts([[3, 0, 1], [1, 5, 2], [4, 1, 3]])  # client 1 holds no data
+TASK = problems.LOGISTIC
+
+
+def fed_avg(hyper):
+    return algorithms.fed_avg(TASK, optax.sgd(RATE))
+
+
+def fed_avg_of_equals(hyper):
+    """FedAvg in which clients count alike, whatever their size: two of each cohort of ``COHORTS`` hold data."""
+    return algorithms.fed_avg(TASK, optax.sgd(RATE), aggregator=ftx.aggregation.fixed_mean(2))
+
+
+def fed_avg_m(hyper):
+    return algorithms.fed_avg(TASK, optax.sgd(RATE), optax.sgd(1.0, hyper["momentum"]))
+
+
+def scaffold(hyper):
+    return algorithms.scaffold(TASK, RATE)
+
+
+def mime(hyper):
+    return algorithms.mime(TASK, optax.sgd(RATE, hyper["momentum"]), first_pass_batch_size=4)
+
+
+def mime_lite(hyper):
+    return algorithms.mime_lite(TASK, optax.sgd(RATE, hyper["momentum"]), first_pass_batch_size=4)
+
+
+def q_fed_avg(hyper):
+    return algorithms.q_fed_avg(TASK, optax.sgd(RATE), hyper["q"], 1 / RATE, first_pass_batch_size=4)
+
+
+def identical_clients() -> ftx.data.FederatedDataset:
+    own = problems.ragged_clients((4,)).columns
+    columns = {name: np.concatenate([column] * 6) for name, column in own.items()}
+    return ftx.data.FederatedDataset.from_offsets(columns, np.arange(0, 25, 4))
+
+
+class Row(NamedTuple):
+    """make(hyper): the method. laws: those that hold. hyper, changes: of its experiments.
+
+    limit: changes by which it becomes federated averaging, None where it is that or has no such setting. fed_avg: what it
+    becomes. task, rate: what plain SGD would train, and how fast.
+    """
+
+    make: Callable[[Any], ftx.FederatedAlgorithm]
+    laws: set[str]
+    hyper: dict[str, float] = {}
+    changes: dict[str, Any] = {}
+    limit: dict[str, Any] | None = None
+    fed_avg: Callable[[Any], ftx.FederatedAlgorithm] = fed_avg
+    task: ftx.Task = TASK
+    rate: float = RATE
+
+
+# lanes, order: neither the lanes (one for each client, or one for all), nor the rounds in a call, nor the order of the cohort
+# change the server or the clients' states.
+# empty: a round to which nobody comes leaves the parameters. finite: all states and metrics are, with a client without data too.
+# learns: the mean over clients of the loss that evaluation reports falls. limit: it is federated averaging at the row's limit.
+# fed_avg: it is federated averaging as it stands. memoryless: a round depends on nothing but the parameters before it.
+# single: with cohorts of one and the same client, whose steps are on all its data, it is plain SGD. rests: at the optimum of the
+# pooled loss it stays there, though each client makes several steps on all its data.
+EVERY = {"lanes", "order", "empty", "finite", "learns"}
+ALL = {"cohorts": ftx.data.all_clients()}
+WHOLE = {**ALL, "local": ftx.data.LocalWork(batch_size=9)}
+ALIKE = {**ALL, "train": identical_clients(), "local": ftx.data.LocalWork(batch_size=2, epochs=2, shuffle=False)}
+FOUR_STEPS = {"local": ftx.data.LocalWork(batch_size=9, steps=4)}
+
+TABLE = {
+    "fed_avg": Row(fed_avg, EVERY | {"fed_avg", "memoryless", "single"}),
+    "fed_avg_m": Row(fed_avg_m, EVERY | {"limit"}, {"momentum": 0.5}, limit={"hyper": {"momentum": 0.0}}),
+    # Of clients who all hold the same, every control variate is the server's.
+    "scaffold": Row(scaffold, EVERY | {"limit"}, limit=ALIKE),
+    "mime": Row(mime, EVERY | {"limit", "rests"}, {"momentum": 0.5}, limit={"hyper": {"momentum": 0.0}, **WHOLE}),
+    "mime of sgd": Row(mime, EVERY | {"limit", "memoryless", "single", "rests"}, {"momentum": 0.0}, limit=WHOLE),
+    "mime_lite": Row(mime_lite, EVERY | {"limit"}, {"momentum": 0.5}, limit={"hyper": {"momentum": 0.0}}),
+    "q_fed_avg": Row(
+        q_fed_avg, EVERY | {"limit", "memoryless"}, {"q": 1.0}, limit={"hyper": {"q": 0.0}}, fed_avg=fed_avg_of_equals
+    ),
+    "q_fed_avg at 0": Row(q_fed_avg, EVERY | {"memoryless", "single"}, {"q": 0.0}),
+}
+
+
+def experiment(row: Row, make=None, **changes) -> ftx.Experiment:
+    return problems.experiment(make or row.make, **{"hyper": row.hyper, "cohorts": COHORTS, **row.changes, **changes})
+
+
+def rounds_of(experiment, rounds: int = 3, num_lanes: int = 3, rounds_per_call: int = 3, start=None):
+    """Runs some rounds (from the parameters ``start``): (round function, state, infos)."""
+    round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=num_lanes, rounds_per_call=rounds_per_call))
+    state, infos = round_fn.init(), []
+    if start is not None:
+        state = with_params(state, start)
+    while state.round < rounds:
+        state, more = round_fn.run(state, min(rounds_per_call, rounds - state.round))
+        infos += more
+    return round_fn, state, infos
+
+
+def with_params(state, params):
+    server = state.device.server
+    return state._replace(device=state.device._replace(server=server._replace(params=params)))
+
+
+def params_of(experiment, **options):
+    return rounds_of(experiment, **options)[1].device.server.params
+
+
+def close(left, right) -> bool:
+    floats = [leaf for leaf in jax.tree.leaves((left, right)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    half = len(floats) // 2
+    return all(np.allclose(a, b, rtol=1e-4, atol=2e-5) for a, b in zip(floats[:half], floats[half:], strict=True))
+
+
+def lanes(row):
+    side_by_side, one_by_one = rounds_of(experiment(row))[1], rounds_of(experiment(row), num_lanes=1, rounds_per_call=1)[1]
+    kept = [(state.device.server, state.device.clients, state.device.encoders) for state in (side_by_side, one_by_one)]
+    return close(*kept)
+
+
+def order(row):
+    plain = experiment(row)
+
+    def select(state, generator, last_client_metrics):
+        selected, state = plain.cohorts.select(state, generator, last_client_metrics)
+        ids, version, covariates = selected if isinstance(selected, ftx.Cohort) else ftx.Cohort(np.asarray(selected))
+        covariates = {name: np.asarray(value)[::-1] for name, value in covariates.items()}
+        return ftx.Cohort(ids[::-1], None if version is None else np.asarray(version)[::-1], covariates), state
+
+    reverse = experiment(row, cohorts=plain.cohorts._replace(select=select))
+    kept = [(state.device.server, state.device.clients) for _, state, _ in (rounds_of(plain), rounds_of(reverse))]
+    return close(*kept)
+
+
+def empty(row):
+    source = experiment(row).cohorts
+
+    def select(state, generator, last_client_metrics):
+        own, number = state
+        selected, own = source.select(own, generator, last_client_metrics)
+        return np.zeros(0, np.int64) if number == 1 else selected, (own, number + 1)
+
+    nobody = source._replace(init=lambda num_clients: (source.init(num_clients), 0), select=select)
+    round_fn, state, (info,) = rounds_of(experiment(row, cohorts=nobody), rounds=1)
+    after, (said,) = round_fn.run(state, 1)
+    assert (info.empty, said.empty) == (False, True)
+    return all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(state.device.server.params), jax.tree.leaves(after.device.server.params), strict=True)
+    )
+
+
+def finite(row):
+    _, state, infos = rounds_of(experiment(row))
+    leaves = [leaf for leaf in jax.tree.leaves(state.device) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    told = [number for info in infos for number in [*info.metrics.values(), *info.server.values()]]
+    return all(np.isfinite(leaf).all() for leaf in [*leaves, *told])
+
+
+def learns(row):
+    own = experiment(row)
+    evaluate = ftx.make_evaluation(own, own.train)
+
+    def mean_loss(state):
+        value, weight = evaluate(state)["loss"]
+        return value[weight > 0].mean()
+
+    round_fn, state, _ = rounds_of(own)
+    for _ in range(2):
+        state, _ = round_fn.run(state, 3)
+    return mean_loss(state) < 0.97 * mean_loss(round_fn.init())
+
+
+def limit(row):
+    if row.limit is None:
+        return False
+    changes = {**row.changes, **row.limit}
+    return close(params_of(experiment(row, **changes)), params_of(experiment(row, row.fed_avg, **{**changes, "hyper": {}})))
+
+
+def is_fed_avg(row):
+    return close(params_of(experiment(row)), params_of(experiment(row, fed_avg, hyper={})))
+
+
+def memoryless(row):
+    round_fn, straight, _ = rounds_of(experiment(row))
+    _, first, _ = rounds_of(experiment(row), rounds=1)
+    fresh = with_params(round_fn.init(), first.device.server.params)
+    anew, _ = round_fn.run(first._replace(device=fresh.device), 2)
+    return close(straight.device.server.params, anew.device.server.params)
+
+
+def mean_loss_of(row, columns):
+    batch = {name: jnp.asarray(column) for name, column in columns.items()}
+
+    def loss(params, frozen):
+        value, weight = row.task.loss(row.task.apply(params, frozen, batch, None), batch)
+        return (weight * value).sum() / weight.sum()
+
+    return loss
+
+
+def plain_sgd(row, columns, start, rate, steps):
+    slope = jax.grad(mean_loss_of(row, columns))
+    frozen = start.device.server.frozen
+
+    def step(_, params):
+        return jax.tree.map(lambda leaf, g: leaf - rate * g, params, slope(params, frozen))
+
+    return jax.jit(lambda params: jax.lax.fori_loop(0, steps, step, params))(start.device.server.params)
+
+
+def single(row):
+    largest = int(np.argmax(experiment(row).train.client_sizes))
+    # The last round is never played: it makes room for as many clients as ``rests`` needs, so that one program serves both.
+    own = experiment(row, cohorts=ftx.data.fixed_cohorts([[largest]] * 3 + [range(6)]), **FOUR_STEPS)
+    round_fn, state, _ = rounds_of(own)
+    plain = plain_sgd(row, own.train.client(largest), round_fn.init(), row.rate, 3 * 4)
+    return close(state.device.server.params, plain)
+
+
+def rests(row):
+    own = experiment(row, cohorts=ftx.data.all_clients(), **FOUR_STEPS)
+    start = ftx.make_round(own, ftx.Execution(num_lanes=3, rounds_per_call=3)).init()
+    optimum = plain_sgd(row, own.train.columns, start, 1.0, 3000)
+    return close(params_of(own, start=optimum), optimum)
+
+
+LAWS = {
+    "lanes": lanes,
+    "order": order,
+    "empty": empty,
+    "finite": finite,
+    "learns": learns,
+    "limit": limit,
+    "fed_avg": is_fed_avg,
+    "memoryless": memoryless,
+    "single": single,
+    "rests": rests,
+}
+ROWS = [(name, law) for name in TABLE for law in LAWS]
+
+
+@pytest.mark.parametrize(("name", "law"), ROWS, ids=[f"{name}-{law}" for name, law in ROWS])
+def test_a_law_holds_where_it_is_declared_and_fails_where_it_is_not(name, law):
+    row = TABLE[name]
+    assert LAWS[law](row) == (law in row.laws)
+
+
+def test_every_row_declares_known_laws_and_lacks_one():
+    for row in TABLE.values():
+        assert row.laws < set(LAWS)
