@@ -40,11 +40,10 @@ def generate(
     check.integer("max_length", max_length, low=1)
     check.number("temperature", temperature, above=0)
     check.key("key", key)
-    prompt = np.asarray(prompt)
-    if prompt.ndim != 1 or prompt.size == 0 or prompt.dtype.kind not in "iu":
-        check.fail_value("prompt", "to be a list of at least one token", prompt.tolist())
-    prompt = jnp.asarray(prompt)
-    return _sample(model, max_length, num_tokens, params, prompt.astype(jnp.int32), key, temperature)
+    tokens = np.asarray(prompt)
+    if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+        check.fail_value("prompt", "to be a list of at least one token", tokens.tolist())
+    return _sample(model, max_length, num_tokens, params, jnp.asarray(tokens, jnp.int32), key, temperature)
 
 
 def _sample(model, max_length, num_tokens, params, prompt, key, temperature):

@@ -25,7 +25,7 @@ TABLE = {
     "top_k": (lambda: agg.chain(agg.top_k(0.5), agg.mean()), {"permutes", "scales", "weighs"}),
     "top_k all": (lambda: agg.chain(agg.top_k(1.0), agg.mean()), EVERY),
     "drive": (lambda: agg.chain(agg.drive(), agg.mean()), {"scales"}),
-    "integer_mean": (lambda: agg.integer_mean(1000.0, 2.0**-16, CLIENTS), EVERY - {"weighs"}),
+    "integer_mean": (lambda: agg.integer_mean(500.0, 2.0**-16, 60), EVERY - {"weighs"}),
     "median": (lambda: agg.median(), EVERY - {"weighs"}),
     "krum": (lambda: agg.krum(2), EVERY - {"weighs"}),
     "noise": (lambda: agg.chain(agg.clip_norm(2.0), agg.fixed_mean(CLIENTS), agg.gaussian_noise(1.0)), {"permutes"}),
