@@ -26,8 +26,8 @@ from fedjax_tx import check, tree
 from fedjax_tx.aggregation import mean
 from fedjax_tx.algorithms.fed_avg import model_evaluation
 from fedjax_tx.algorithms.server import broadcast_model, init_server
-from fedjax_tx.clients import add_metrics, batch_gradient, client_weight, full_gradient, no_metrics
-from fedjax_tx.types import ClientResult, ClientTrainer, FederatedAlgorithm, LocalWork, Metrics, Pass, PyTree, Task
+from fedjax_tx.clients import add_metrics, batch_gradient, client_weight, full_gradient, no_metrics, whole_data
+from fedjax_tx.types import ClientResult, ClientTrainer, FederatedAlgorithm, Metrics, Pass, PyTree, Task
 
 
 class MimeBroadcast(NamedTuple):
@@ -45,12 +45,11 @@ class _Training(NamedTuple):
     state: PyTree
 
 
-def mime(task: Task, base_optimizer: optax.GradientTransformation, first_pass_batch_size: int = 32) -> FederatedAlgorithm:
+def mime(task: Task, base_optimizer: optax.GradientTransformation) -> FederatedAlgorithm:
     """Mime: clients step as the central optimiser would, its statistics held fixed and their gradients corrected towards c.
 
     Args:
       task: what is learned. base_optimizer: the central optimiser that is mimicked, learning rate included.
-      first_pass_batch_size: examples at a time in the pass that takes c over all data; a matter of speed and memory only.
 
     Round info: ``gradient_norm`` (of c) and ``update_norm``; the metric ``start_loss`` is the loss at the server's parameters.
 
@@ -61,10 +60,10 @@ def mime(task: Task, base_optimizer: optax.GradientTransformation, first_pass_ba
       >>> len(algorithm.passes)
       2
     """
-    return _two_passes(task, base_optimizer, first_pass_batch_size, corrected=True)
+    return _two_passes(task, base_optimizer, corrected=True)
 
 
-def mime_lite(task: Task, base_optimizer: optax.GradientTransformation, first_pass_batch_size: int = 32) -> FederatedAlgorithm:
+def mime_lite(task: Task, base_optimizer: optax.GradientTransformation) -> FederatedAlgorithm:
     """MimeLite: Mime without the correction of gradients; with plain SGD it is federated averaging.
 
     Arguments and info are those of ``mime``.
@@ -73,16 +72,15 @@ def mime_lite(task: Task, base_optimizer: optax.GradientTransformation, first_pa
       >>> import fedjax_tx as ftx
       >>> model = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4)
       >>> algorithm = mime_lite(ftx.tasks.next_token(model), base_optimizer=optax.adam(0.01))
-      >>> algorithm.passes[0].work.batch_size
-      32
+      >>> algorithm.passes[0].work(ftx.data.LocalWork(batch_size=8, steps=2)).epochs
+      1
     """
-    return _two_passes(task, base_optimizer, first_pass_batch_size, corrected=False)
+    return _two_passes(task, base_optimizer, corrected=False)
 
 
-def _two_passes(task, base_optimizer, first_pass_batch_size, corrected: bool) -> FederatedAlgorithm:
+def _two_passes(task, base_optimizer, corrected: bool) -> FederatedAlgorithm:
     check.instance("task", task, Task, "a Task")
     check.instance("base_optimizer", base_optimizer, optax.GradientTransformation, "an optax optimiser")
-    check.integer("first_pass_batch_size", first_pass_batch_size, low=1)
     init_model = init_server(task, base_optimizer)
 
     def init(key, init_params=None):
@@ -102,8 +100,7 @@ def _two_passes(task, base_optimizer, first_pass_batch_size, corrected: bool) ->
         state = state._replace(params=tree.subtract(state.params, delta), optimizer=statistics)
         return state, {"update_norm": tree.norm(delta)}
 
-    whole = LocalWork(batch_size=first_pass_batch_size, epochs=1, shuffle=False)
-    first = Pass(full_gradient(task), mean(), broadcast_model, keep_gradient, whole)
+    first = Pass(full_gradient(task), mean(), broadcast_model, keep_gradient, whole_data)
     training = Pass(_mimicking_sgd(task, base_optimizer, corrected), mean(), broadcast, move)
     return FederatedAlgorithm(init, (first, training), model_evaluation(task))
 

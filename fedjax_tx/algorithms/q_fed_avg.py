@@ -22,8 +22,8 @@ from fedjax_tx import check, tree
 from fedjax_tx.aggregation import nothing, total
 from fedjax_tx.algorithms.fed_avg import model_evaluation
 from fedjax_tx.algorithms.server import broadcast_model, init_server, optax_server
-from fedjax_tx.clients import add_metrics, batch_loss, client_weight, local_sgd, no_metrics
-from fedjax_tx.types import ClientResult, ClientTrainer, FederatedAlgorithm, LocalWork, Pass, Task
+from fedjax_tx.clients import add_metrics, batch_loss, client_weight, local_sgd, no_metrics, whole_data
+from fedjax_tx.types import ClientResult, ClientTrainer, FederatedAlgorithm, Pass, Task
 
 _SMALLEST_LOSS = 1e-10
 
@@ -33,7 +33,6 @@ def q_fed_avg(
     client_optimizer: optax.GradientTransformation,
     q: float | Array,
     lipschitz: float | Array,
-    first_pass_batch_size: int = 32,
 ) -> FederatedAlgorithm:
     """q-FedAvg: averages that lean to the clients of high loss.
 
@@ -41,7 +40,6 @@ def q_fed_avg(
       task: what is learned, by a loss >= 0. client_optimizer: any optax optimiser; starts anew at each client in each round.
       q: >= 0; at 0 all clients count alike, so with clients of one size this is federated averaging.
       lipschitz: L > 0, as a rule 1 over the clients' learning rate.
-      first_pass_batch_size: examples at a time in the pass that takes losses over all data; a matter of speed and memory only.
 
     A client's state is its loss at the start of its last round. Round info: ``update_norm``; metric ``start_loss``: the F_k.
 
@@ -56,7 +54,6 @@ def q_fed_avg(
     check.instance("client_optimizer", client_optimizer, optax.GradientTransformation, "an optax optimiser")
     check.number("q", q, low=0)
     check.number("lipschitz", lipschitz, above=0)
-    check.integer("first_pass_batch_size", first_pass_batch_size, low=1)
     server_optimizer = optax.sgd(1.0)
     step_model = optax_server(server_optimizer)
 
@@ -68,8 +65,7 @@ def q_fed_avg(
         scale = 1 / jnp.where(curvature > 0, curvature, 1)
         return step_model(state, {"delta": jax.tree.map(lambda leaf: leaf * scale, aggregate["delta"])}, key)
 
-    whole = LocalWork(batch_size=first_pass_batch_size, epochs=1, shuffle=False)
-    first = Pass(_start_loss(task), nothing(), broadcast_model, keep, whole)
+    first = Pass(_start_loss(task), nothing(), broadcast_model, keep, whole_data)
     training = Pass(_fair_sgd(task, client_optimizer, q, lipschitz), total(), broadcast_model, combine)
     return FederatedAlgorithm(init_server(task, server_optimizer), (first, training), model_evaluation(task))
 

@@ -20,6 +20,11 @@ from fedjax_tx import algorithms
 RATE = 0.1
 COHORTS = ftx.data.fixed_cohorts([[3, 0, 1], [1, 5, 2], [4, 1, 3]])  # client 1 holds no data
 TASK = problems.LOGISTIC
+WEIGHTS_ONLY = ftx.tasks.freeze(TASK, "w")
+MEAN_OF_MODELS = TASK._replace(
+    apply=lambda models, frozen, batch, key: TASK.apply(jax.tree.map(lambda leaf: leaf.mean(0), models), frozen, batch, key)
+)
+"""What plain SGD would train of IFCA's stacked models: with one of them, that one."""
 
 
 def fed_avg(hyper):
@@ -40,15 +45,51 @@ def scaffold(hyper):
 
 
 def mime(hyper):
-    return algorithms.mime(TASK, optax.sgd(RATE, hyper["momentum"]), first_pass_batch_size=4)
+    return algorithms.mime(TASK, optax.sgd(RATE, hyper["momentum"]))
 
 
 def mime_lite(hyper):
-    return algorithms.mime_lite(TASK, optax.sgd(RATE, hyper["momentum"]), first_pass_batch_size=4)
+    return algorithms.mime_lite(TASK, optax.sgd(RATE, hyper["momentum"]))
 
 
 def q_fed_avg(hyper):
-    return algorithms.q_fed_avg(TASK, optax.sgd(RATE), hyper["q"], 1 / RATE, first_pass_batch_size=4)
+    return algorithms.q_fed_avg(TASK, optax.sgd(RATE), hyper["q"], 1 / RATE)
+
+
+def ifca(hyper):
+    return algorithms.ifca(TASK, optax.sgd(RATE), num_clusters=2)
+
+
+def ifca_of_one(hyper):
+    """One cluster; its parameters keep their leading axis."""
+    return algorithms.ifca(TASK, optax.sgd(RATE), num_clusters=1)
+
+
+def ditto(hyper):
+    return algorithms.ditto(TASK, optax.sgd(RATE), 0.1, 0.5)
+
+
+def fed_buff(hyper):
+    return algorithms.fed_buff(TASK, optax.sgd(RATE), max_staleness=3)
+
+
+def adapted(hyper):
+    """FedAvg that trains the weights alone; the bias is frozen."""
+    return algorithms.fed_avg(WEIGHTS_ONLY, optax.sgd(RATE))
+
+
+def aggregated_by(*stages):
+    """FedAvg with stages of aggregation."""
+
+    def make(hyper):
+        return algorithms.fed_avg(TASK, optax.sgd(RATE), aggregator=ftx.aggregation.chain(*stages))
+
+    return make
+
+
+def private(hyper):
+    stages = ftx.aggregation.clip_norm(hyper["clip"]), ftx.aggregation.fixed_mean(2), ftx.aggregation.gaussian_noise(hyper["z"])
+    return algorithms.fed_avg(TASK, optax.sgd(RATE), aggregator=ftx.aggregation.chain(*stages))
 
 
 def identical_clients() -> ftx.data.FederatedDataset:
@@ -87,6 +128,8 @@ WHOLE = {**ALL, "local": ftx.data.LocalWork(batch_size=9)}
 ALIKE = {**ALL, "train": identical_clients(), "local": ftx.data.LocalWork(batch_size=2, epochs=2, shuffle=False)}
 FOUR_STEPS = {"local": ftx.data.LocalWork(batch_size=9, steps=4)}
 
+STALE = ftx.data.async_cohorts(np.arange(1.0, 7.0), concurrency=3, buffer_size=2, max_staleness=3)
+
 TABLE = {
     "fed_avg": Row(fed_avg, EVERY | {"fed_avg", "memoryless", "single"}),
     "fed_avg_m": Row(fed_avg_m, EVERY | {"limit"}, {"momentum": 0.5}, limit={"hyper": {"momentum": 0.0}}),
@@ -99,6 +142,26 @@ TABLE = {
         q_fed_avg, EVERY | {"limit", "memoryless"}, {"q": 1.0}, limit={"hyper": {"q": 0.0}}, fed_avg=fed_avg_of_equals
     ),
     "q_fed_avg at 0": Row(q_fed_avg, EVERY | {"memoryless", "single"}, {"q": 0.0}),
+    "ifca": Row(ifca, EVERY | {"memoryless"}, task=MEAN_OF_MODELS),
+    "ifca of one": Row(ifca_of_one, EVERY | {"fed_avg", "memoryless", "single"}, task=MEAN_OF_MODELS),
+    "ditto": Row(ditto, EVERY | {"fed_avg", "memoryless", "single"}),
+    "fed_buff": Row(fed_buff, EVERY | {"limit", "single"}, changes={"cohorts": STALE}, limit={"cohorts": COHORTS}),
+    "frozen bias": Row(adapted, EVERY | {"memoryless", "single"}, task=WEIGHTS_ONLY),
+    "dp": Row(
+        private,
+        {"lanes", "order", "finite", "limit", "memoryless"},
+        {"clip": 0.5, "z": 20.0},
+        limit={"hyper": {"clip": 1e9, "z": 0.0}},
+        fed_avg=fed_avg_of_equals,
+    ),
+    "top_k": Row(aggregated_by(ftx.aggregation.top_k(0.4), ftx.aggregation.mean()), EVERY),
+    "top_k of all": Row(
+        aggregated_by(ftx.aggregation.top_k(1.0), ftx.aggregation.mean()), EVERY | {"fed_avg", "memoryless", "single"}
+    ),
+    "drive": Row(aggregated_by(ftx.aggregation.drive(), ftx.aggregation.mean()), EVERY | {"memoryless"}),
+    "integers": Row(aggregated_by(ftx.aggregation.integer_mean(8.0, 2.0**-20, 6)), EVERY | {"memoryless", "single"}),
+    "median": Row(aggregated_by(ftx.aggregation.median()), EVERY | {"memoryless", "single"}),
+    "krum": Row(aggregated_by(ftx.aggregation.krum(0)), EVERY | {"memoryless", "single"}),
 }
 
 
@@ -200,7 +263,9 @@ def limit(row):
 
 
 def is_fed_avg(row):
-    return close(params_of(experiment(row)), params_of(experiment(row, fed_avg, hyper={})))
+    # FedAvg that looks away where a row's clients start from old models: it gives them the current one.
+    blind = fed_avg({})._replace(max_version=row.make(row.hyper).max_version)
+    return close(params_of(experiment(row)), params_of(experiment(row, lambda hyper: blind, hyper={})))
 
 
 def memoryless(row):

@@ -94,19 +94,14 @@ def test_mime_with_one_step_on_all_data_is_the_base_optimiser_on_the_pooled_data
 
 
 def test_the_first_pass_counts_each_example_once_whatever_its_batches():
+    one = mime(problems.LOGISTIC, optax.sgd(0.1))
     results = [
-        problems.play(problems.experiment(mime(problems.LOGISTIC, optax.sgd(0.1), size), hyper={}), 1)[1][0] for size in (1, 4)
+        problems.play(problems.experiment(one, hyper={}, local=ftx.data.LocalWork(batch_size=size)), 1)[1][0] for size in (1, 4)
     ]
     for info in results:
         np.testing.assert_allclose(info.server["gradient_norm"], results[0].server["gradient_norm"], rtol=1e-5)
         assert info.client_metrics["start_loss"][1].tolist() == list(problems.SIZES)
-    experiment = problems.experiment(mime(problems.LOGISTIC, optax.sgd(0.1), 4))
+    experiment = problems.experiment(one)
     start = ftx.make_round(experiment, ftx.Execution(num_lanes=2)).init()
     losses = ftx.make_evaluation(experiment, experiment.train)(start)["loss"][0]
     np.testing.assert_allclose(results[0].client_metrics["start_loss"][0], losses, rtol=1e-5)
-
-
-@pytest.mark.parametrize("make", [mime, mime_lite])
-def test_a_batch_size_that_is_none_is_refused(make):
-    with pytest.raises(ValueError, match="expected first_pass_batch_size >= 1, got 0"):
-        make(TASK, optax.sgd(0.1), 0)

@@ -101,7 +101,6 @@ def test_a_client_without_loss_spoils_nothing():
         ("expected q >= 0, got -1.0", {"q": -1.0}),
         ("expected q to be finite", {"q": float("inf")}),
         ("expected lipschitz > 0, got 0.0", {"lipschitz": 0.0}),
-        ("expected first_pass_batch_size >= 1, got 0", {"first_pass_batch_size": 0}),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(message, changes):
