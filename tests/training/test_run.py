@@ -255,5 +255,7 @@ def test_a_wrong_argument_is_named_before_anything_is_written(tmp_path, unchecke
 
 
 def test_a_metric_that_does_not_exist_is_named_with_those_that_do():
-    with pytest.raises(ValueError, match=r"expected early_stop.metric to be one of .*'test/loss'.* \(did you mean 'test/loss'\?\)"):
+    with pytest.raises(
+        ValueError, match=r"expected early_stop.metric to be one of .*'test/loss'.* \(did you mean 'test/loss'\?\)"
+    ):
         runs.run(3, early_stop=ftx.EarlyStop("test/los", patience=1))
