@@ -36,9 +36,7 @@ def bytes_a_client(round_fn: RoundFunction, state: RoundState) -> tuple[int, int
     for number, (a_pass, work) in enumerate(zip(algorithm.passes, round_fn.works, strict=True)):
         broadcast = jax.eval_shape(a_pass.broadcast, state.device.server)
         zero = jnp.int32(0)
-        info = ClientInfo(
-            zero, zero, zero, zero, zero, {}, jax.random.key(0), batch_shapes(round_fn.columns, work.batch_size)
-        )
+        info = ClientInfo(zero, zero, zero, zero, zero, {}, jax.random.key(0), batch_shapes(round_fn.columns, work.batch_size))
         client = tree.first_shapes(state.device.clients)
         update = update_shapes(a_pass, broadcast, client, info)
         shared, encoder = state.device.aggregators[number], tree.first_shapes(state.device.encoders[number])
