@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 
 from fedjax_tx import report
 
+FIRST = {"test/loss": 1.8, "test/loss/client_p10": 1.0, "test/loss/client_p90": 2.5, "test/accuracy": 0.5}
+SECOND = {"test/loss": 1.4, "test/loss/client_p10": 0.9, "test/loss/client_p90": 2.0, "test/accuracy": 0.7}
 HISTORY = [
     {"round": 1, "train/loss": 2.0, "server/update_norm": 1.0, "clients": 3},
-    {"round": 2, "train/loss": 1.5, "test/loss": 1.8, "test/loss/client_p10": 1.0, "test/loss/client_p90": 2.5, "test/accuracy": 0.5},
+    {"round": 2, "train/loss": 1.5, **FIRST},
     {"round": 3, "train/loss": math.nan},
-    {"round": 4, "train/loss": 1.0, "test/loss": 1.4, "test/loss/client_p10": 0.9, "test/loss/client_p90": 2.0, "test/accuracy": 0.7},
-]  # fmt: skip
+    {"round": 4, "train/loss": 1.0, **SECOND},
+]
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 
 from fedjax_tx.simulation import RoundState
 
-# What orbax 0.12 raises for a checkpoint with files cut, missing or overwritten (found by damaging each file in turn): TensorStore
-# and JSON a ValueError; it looks into JSON of another form as if it were of the right one.
+# What orbax 0.12 raises for a checkpoint with files cut, missing or overwritten, found by damaging each file in turn: TensorStore
+# and JSON raise a ValueError, and JSON of another form is looked into as if it were of the right one.
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError, NotADirectoryError)
 
 
@@ -144,10 +144,13 @@ def _plain(leaf: Any) -> np.ndarray:
 
 
 def _like(array: np.ndarray, leaf: Any) -> Any:
-    """An array on the device of ``leaf``, or on the host if that is there."""
+    """An array where ``leaf`` is: on its devices, or on the host; bound to them as it is, or the program would compile anew."""
+    if not isinstance(leaf, jax.Array):
+        return array[()]
+    new = jnp.asarray(array)
     if _is_key(leaf):
-        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf)), leaf.sharding)
-    return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else array[()]
+        new = jax.random.wrap_key_data(new, impl=jax.random.key_impl(leaf))
+    return jax.device_put(new, leaf.sharding) if leaf.committed else new
 
 
 def _is_key(leaf: Any) -> bool:

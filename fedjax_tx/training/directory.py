@@ -4,6 +4,7 @@ Records are written before the checkpoint that they belong to, so at worst they 
 Whatever was written before stays, whenever the run dies.
 """
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -115,8 +116,8 @@ def _system_error(error: OSError | ValueError) -> OSError | None:
     """TensorStore, which writes arrays for orbax, tells the operating system's error in the text of a ``ValueError``."""
     if isinstance(error, OSError):
         return error
-    found = re.search(r"([^:]*) \[os_error_code='(\d+)'\]", str(error))
-    return OSError(int(found[2]), found[1].strip()) if found else None
+    found = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def _find_start(directory, first, rounds, evaluated, restored) -> Start:

@@ -145,7 +145,8 @@ def _run(setup: _Setup, start: Start) -> RunResult:
             pace = max(1, int(_SECONDS_A_CALL / (seconds / count)))
             ledger, client_metrics = charge(ledger, infos, cost), None
             lines = [_round_record(info) for info in infos]
-            if state.round % setup.evaluate_every == 0 or state.round == setup.rounds:
+            due = state.round % setup.evaluate_every == 0
+            if due or state.round == setup.rounds:
                 client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
                 lines[-1].update(_summarise(client_metrics))
             history += lines
@@ -153,7 +154,7 @@ def _run(setup: _Setup, start: Start) -> RunResult:
             setup.store.append(lines, timing)
             _say_left_out(setup, infos)
             setup.reporter.update(lines[-1], timing["examples_per_second"])
-            stopped, ending = _why_stop(setup, history), interrupted()
+            stopped, ending = _why_stop(setup, history) if due else None, interrupted()
             if stopped or ending or state.round % setup.checkpoint_every == 0 or state.round == setup.rounds:
                 setup.store.save(state, ledger)
     if interrupted():

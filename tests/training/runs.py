@@ -1,5 +1,6 @@
 """A small run that keeps state wherever a run can keep some, and what two equal runs have in common."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -104,3 +105,26 @@ def assert_same_run(left: ftx.RunResult, right: ftx.RunResult) -> None:
 def assert_same_directory(left: Path, right: Path) -> None:
     for name in ("metrics.jsonl", "experiment.json", "summary.json"):
         assert (left / name).read_text() == (right / name).read_text(), name
+
+
+ROUNDS = 11
+
+
+def copy(directory: Path, tmp_path: Path) -> Path:
+    """A copy of a run directory that a test may spoil."""
+    shutil.copytree(directory, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def forget(directory: Path, after: int) -> None:
+    """As a kill leaves it: the checkpoints after a round were never written, the records were."""
+    for path in (directory / "checkpoints").iterdir():
+        if int(path.name) > after:
+            shutil.rmtree(path)
+
+
+def finish_and_compare(directory: Path, whole: tuple[ftx.RunResult, Path]) -> None:
+    """Goes on in a directory to the last round: it must be the run that nothing interrupted."""
+    result = run(ROUNDS, directory)
+    assert_same_run(result, whole[0])
+    assert_same_directory(directory, whole[1])

@@ -29,11 +29,12 @@ def press_in_round(monkeypatch, number: int, times: int = 1) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole():
+def seven():
+    """A run of seven rounds that nothing interrupted."""
     return runs.run(7)
 
 
-def test_ctrl_c_ends_after_the_rounds_under_way_and_the_run_goes_on(whole, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_ends_after_the_rounds_under_way_and_the_run_goes_on(seven, tmp_path, monkeypatch, capsys):
     before = signal.getsignal(signal.SIGINT)
     press_in_round(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -47,25 +48,25 @@ def test_ctrl_c_ends_after_the_rounds_under_way_and_the_run_goes_on(whole, tmp_p
     assert signal.getsignal(signal.SIGINT) is before
     assert not (tmp_path / "run" / "summary.json").exists()
     monkeypatch.undo()
-    runs.assert_same_run(runs.run(7, tmp_path / "run"), whole)
+    runs.assert_same_run(runs.run(7, tmp_path / "run"), seven)
 
 
-def test_ctrl_c_in_the_last_round_still_stops_the_script(whole, tmp_path, monkeypatch):
+def test_ctrl_c_in_the_last_round_still_stops_the_script(seven, tmp_path, monkeypatch):
     press_in_round(monkeypatch, 7)
     with pytest.raises(KeyboardInterrupt, match="interrupted after round 7"):
         runs.run(7, tmp_path / "run")
     monkeypatch.undo()
-    runs.assert_same_run(runs.run(7, tmp_path / "run"), whole)
+    runs.assert_same_run(runs.run(7, tmp_path / "run"), seven)
 
 
-def test_a_second_ctrl_c_ends_at_once(whole, tmp_path, monkeypatch):
+def test_a_second_ctrl_c_ends_at_once(seven, tmp_path, monkeypatch):
     press_in_round(monkeypatch, 5, times=2)
     with pytest.raises(KeyboardInterrupt) as caught:
         runs.run(7, tmp_path / "run")
     assert str(caught.value) == ""
     assert checkpoint.last_round(tmp_path / "run" / "checkpoints") == 3
     monkeypatch.undo()
-    runs.assert_same_run(runs.run(7, tmp_path / "run"), whole)
+    runs.assert_same_run(runs.run(7, tmp_path / "run"), seven)
 
 
 def test_without_a_directory_ctrl_c_ends_at_once(monkeypatch):
@@ -75,12 +76,12 @@ def test_without_a_directory_ctrl_c_ends_at_once(monkeypatch):
     assert str(caught.value) == ""
 
 
-def test_a_run_in_another_thread_leaves_signals_alone(whole, tmp_path):
+def test_a_run_in_another_thread_leaves_signals_alone(seven, tmp_path):
     results = []
     thread = threading.Thread(target=lambda: results.append(runs.run(7, tmp_path / "run")))
     thread.start()
     thread.join()
-    runs.assert_same_run(results[0], whole)
+    runs.assert_same_run(results[0], seven)
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
