@@ -56,7 +56,7 @@ class Task(NamedTuple):
 
     init: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
     apply: Callable[[PyTree, PyTree, Batch, Key[Array, ""] | None], Mapping[str, Array]]
-    loss: Callable[[Mapping[str, Array], Batch], tuple[Float[Array, "batch"], Float[Array, "batch"]]]
+    loss: Callable[[Mapping[str, Array], Batch], tuple[Float[Array, " batch"], Float[Array, " batch"]]]
     metrics: Callable[[Mapping[str, Array], Batch], Metrics]
 
 
@@ -123,7 +123,7 @@ class ClientTrainer(NamedTuple):
 
     init_state: Callable[[PyTree, Key[Array, ""]], PyTree]
     start: Callable[[PyTree, ClientInfo, PyTree], PyTree]
-    step: Callable[[PyTree, ClientInfo, PyTree, Batch, Bool[Array, "batch"], Key[Array, ""]], PyTree]
+    step: Callable[[PyTree, ClientInfo, PyTree, Batch, Bool[Array, " batch"], Key[Array, ""]], PyTree]
     finish: Callable[[PyTree, ClientInfo, PyTree], ClientResult]
 
 
@@ -144,8 +144,8 @@ class Rows(NamedTuple):
     """What a ``Stacked`` reduction hands to ``decode``: summands with a leading cohort axis, weights, and which rows are real."""
 
     summands: PyTree
-    weights: Float[Array, "client"]
-    valid: Bool[Array, "client"]
+    weights: Float[Array, " client"]
+    valid: Bool[Array, " client"]
 
 
 class Totals(NamedTuple):

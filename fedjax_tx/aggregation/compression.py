@@ -90,19 +90,19 @@ def _power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-def _signs(key: Key[Array, ""], size: int) -> Float[Array, "size"]:
+def _signs(key: Key[Array, ""], size: int) -> Float[Array, " size"]:
     return jax.random.rademacher(key, (size,), jnp.float32)
 
 
-def _rotate(vector: Float[Array, "size"], key: Key[Array, ""]) -> Float[Array, "size"]:
+def _rotate(vector: Float[Array, " size"], key: Key[Array, ""]) -> Float[Array, " size"]:
     return _hadamard(vector * _signs(key, vector.size))
 
 
-def _rotate_back(vector: Float[Array, "size"], key: Key[Array, ""]) -> Float[Array, "size"]:
+def _rotate_back(vector: Float[Array, " size"], key: Key[Array, ""]) -> Float[Array, " size"]:
     return _hadamard(vector) * _signs(key, vector.size)
 
 
-def _hadamard(vector: Float[Array, "size"]) -> Float[Array, "size"]:
+def _hadamard(vector: Float[Array, " size"]) -> Float[Array, " size"]:
     """The orthonormal Walsh-Hadamard transform of a power-of-two size, its own inverse."""
     size = half = vector.size
     while half > 1:

@@ -81,7 +81,9 @@ def squared_distances(rows: PyTree) -> Float[Array, "client client"]:
     return sum(leaf_distances(leaf) for leaf in jax.tree.leaves(rows))
 
 
-def krum_scores(distances: Float[Array, "client client"], valid: Bool[Array, "client"], num_neighbours) -> Float[Array, "client"]:
+def krum_scores(
+    distances: Float[Array, "client client"], valid: Bool[Array, " client"], num_neighbours
+) -> Float[Array, " client"]:
     """Returns each row's sum of squared distances to its ``num_neighbours`` nearest valid others; inf for rows not valid."""
     size = valid.shape[0]
     usable = valid[None, :] & ~jnp.eye(size, dtype=bool) & jnp.isfinite(distances)

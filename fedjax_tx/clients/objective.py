@@ -10,7 +10,7 @@ from fedjax_tx.types import Batch, Metrics, PyTree, Task
 
 
 def masked_mean(
-    value: Float[Array, "batch"], weight: Float[Array, "batch"], mask: Bool[Array, "batch"]
+    value: Float[Array, " batch"], weight: Float[Array, " batch"], mask: Bool[Array, " batch"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns (mean, total weight) in float32: sum(mask * weight * value) / sum(mask * weight); (0, 0) where no row counts.
 
@@ -26,7 +26,7 @@ def masked_mean(
 
 
 def batch_loss(
-    task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, "batch"], key: Key[Array, ""] | None
+    task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, " batch"], key: Key[Array, ""] | None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns (mean loss, total weight) of a batch; differentiate it with ``jax.value_and_grad(..., has_aux=True)``."""
     outputs = task.apply(trainable, frozen, batch, key)
@@ -34,7 +34,7 @@ def batch_loss(
 
 
 def batch_gradient(
-    task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, "batch"], key: Key[Array, ""] | None
+    task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, " batch"], key: Key[Array, ""] | None
 ) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], PyTree]:
     """Returns ((mean loss, total weight), its gradient by ``trainable``) of a batch."""
 
@@ -44,7 +44,7 @@ def batch_gradient(
     return jax.value_and_grad(loss, has_aux=True)(trainable)
 
 
-def batch_metrics(task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, "batch"]) -> Metrics:
+def batch_metrics(task: Task, trainable: PyTree, frozen: PyTree, batch: Batch, mask: Bool[Array, " batch"]) -> Metrics:
     """Returns ``{"loss": (mean, weight), ...}`` of a batch in evaluation mode: the task's metrics and its loss."""
     outputs = task.apply(trainable, frozen, batch, None)
     values = {**task.metrics(outputs, batch), "loss": task.loss(outputs, batch)}

@@ -42,7 +42,7 @@ class FederatedDataset:
     """
 
     columns: dict[str, np.ndarray]
-    offsets: Int64[np.ndarray, "bounds"]
+    offsets: Int64[np.ndarray, " bounds"]
     client_ids: np.ndarray
 
     def __post_init__(self):
@@ -126,7 +126,7 @@ class FederatedDataset:
         return _count_rows(self.columns)
 
     @property
-    def client_sizes(self) -> Int64[np.ndarray, "clients"]:
+    def client_sizes(self) -> Int64[np.ndarray, " clients"]:
         """How many examples each client holds, int64[num_clients]."""
         return np.diff(np.asarray(self.offsets))
 

@@ -12,13 +12,13 @@ from fedjax_tx.types import Model, PyTree
 def generate(
     model: Model,
     params: PyTree,
-    prompt: Int[Array, "prompt"],
+    prompt: Int[Array, " prompt"],
     num_tokens: int,
     key: Key[Array, ""],
     *,
     max_length: int,
     temperature: float = 1.0,
-) -> Int[Array, "prompt+num_tokens"]:
+) -> Int[Array, " prompt+num_tokens"]:
     """Continues a prompt by sampling from a decoder; the model sees at most the last ``max_length`` tokens.
 
     Args:

@@ -44,7 +44,7 @@ class PassEnd(NamedTuple):
     client_states: PyTree
     encoder_states: PyTree
     metrics: Metrics
-    not_finite: Bool[Array, "slot"]
+    not_finite: Bool[Array, " slot"]
 
 
 Watch = Callable[..., None]

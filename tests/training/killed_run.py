@@ -25,17 +25,36 @@ def noisy(hyper):
     return ftx.algorithms.fed_avg(problems.LOGISTIC, optax.sgd(hyper["client_lr"]), aggregator=aggregator)
 
 
+def scaffold(hyper):
+    return ftx.algorithms.scaffold(problems.LOGISTIC, hyper["client_lr"])
+
+
+def ditto(hyper):
+    return ftx.algorithms.ditto(problems.LOGISTIC, optax.sgd(hyper["client_lr"]), 0.1, 0.5, optax.adam(0.1))
+
+
+def fed_buff(hyper):
+    return ftx.algorithms.fed_buff(problems.LOGISTIC, optax.sgd(hyper["client_lr"]), max_staleness=5)
+
+
+UNIFORM, POISSON = ftx.data.uniform_cohorts(2), ftx.data.poisson_cohorts(0.3)
+CLOCK = ftx.data.async_cohorts(np.arange(1.0, 7.0), concurrency=4, buffer_size=2, max_staleness=5)
+
 ALGORITHMS = {
-    "fed_avg": fed_avg,
-    "noisy": noisy,
-    "error_feedback": runs.make_everything,  # and Adam, and state at clients and aggregator
+    "fed_avg": (fed_avg, UNIFORM),
+    "scaffold": (scaffold, UNIFORM),
+    "ditto": (ditto, UNIFORM),
+    "fed_buff": (fed_buff, CLOCK),
+    "noisy": (noisy, POISSON),
+    "error_feedback": (runs.make_everything, UNIFORM),  # and Adam, and state at clients and aggregator
 }
 
 
 def main(name: str, run_dir: Path, rounds: int) -> None:
     """Runs an algorithm to its last round and writes all that it leaves."""
+    algorithm, cohorts = ALGORITHMS[name]
     result = ftx.run(
-        problems.experiment(ALGORITHMS[name], cohorts=ftx.data.uniform_cohorts(2)),
+        problems.experiment(algorithm, cohorts=cohorts),
         rounds,
         evaluate={"test": problems.ragged_clients(seed=1)},
         execution=ftx.Execution(num_lanes=2, rounds_per_call=2),

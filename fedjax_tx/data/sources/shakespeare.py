@@ -106,7 +106,7 @@ def load(data_dir: str | os.PathLike[str] | None = None, sequence_length: int = 
     )
 
 
-def encode(text: str) -> Int32[np.ndarray, "length"]:
+def encode(text: str) -> Int32[np.ndarray, " length"]:
     """Returns the tokens of a text, int32[length].
 
     Raises:
@@ -126,7 +126,7 @@ def encode(text: str) -> Int32[np.ndarray, "length"]:
     return tokens
 
 
-def decode(tokens: Int[np.ndarray, "length"]) -> str:
+def decode(tokens: Int[np.ndarray, " length"]) -> str:
     """Returns the text of one row of tokens; padding is dropped.
 
     Raises:
@@ -143,7 +143,7 @@ def decode(tokens: Int[np.ndarray, "length"]) -> str:
     return "".join(SYMBOLS[token - 1] for token in tokens.tolist() if token)
 
 
-def make_windows(tokens: Int[np.ndarray, "length"], sequence_length: int) -> Int32[np.ndarray, "rows width"]:
+def make_windows(tokens: Int[np.ndarray, " length"], sequence_length: int) -> Int32[np.ndarray, "rows width"]:
     """Cuts a text into rows of ``sequence_length + 1`` tokens; each but the first, which is context, is a target once.
 
     Args:
