@@ -76,7 +76,15 @@ def chain(*stages: Aggregator) -> Aggregator:
 
 
 def check_complete(name: str, aggregator: Aggregator) -> Aggregator:
-    """Returns ``aggregator`` if it is one, and can work alone: it reduces, and waits for no other stage's bound."""
+    """Returns ``aggregator`` if it is one, and can work alone: it reduces, and waits for no other stage's bound.
+
+    Errors: ``TypeError``, ``ValueError`` that begin with ``expected NAME``.
+
+    Example:
+      >>> import fedjax_tx as ftx
+      >>> check_complete("aggregator", ftx.aggregation.mean()).name
+      'mean()'
+    """
     check.instance(name, aggregator, Aggregator, "an Aggregator")
     if aggregator.reduce is None:
         check.fail_value(name, f"to reduce, such as chain({aggregator.name}, mean())", aggregator.name)
@@ -84,7 +92,15 @@ def check_complete(name: str, aggregator: Aggregator) -> Aggregator:
 
 
 def check_max_clients(aggregator: Aggregator, clients: int) -> None:
-    """Raises ``ValueError`` naming the aggregator if it can't take the messages of so many clients."""
+    """Raises ``ValueError`` naming the aggregator if it can't take the messages of so many clients.
+
+    Example:
+      >>> import fedjax_tx as ftx
+      >>> check_max_clients(ftx.aggregation.integer_mean(1.0, 0.5, max_clients=4), 5)
+      Traceback (most recent call last):
+      ...
+      ValueError: expected the clients of a round <= 4 for integer_mean(1.0, 0.5, 4), got 5
+    """
     most = aggregator.max_clients
     if most is not None and clients > most:
         check.fail_value("the clients of a round", f"<= {most} for {aggregator.name}", clients)

@@ -23,6 +23,13 @@ def full_gradient(task: Task) -> ClientTrainer:
     The update is ``{"gradient": mean over its examples}`` in float32 and the weight its number of examples, so that a weighted
     mean is the gradient over the cohort's data; over one epoch each example counts once. The client's state stays. Dropout is on,
     as in the training that the gradient stands for. Metric: ``start_loss``, the loss there.
+
+    Example:
+      >>> import fedjax_tx as ftx
+      >>> model = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4)
+      >>> trainer = full_gradient(ftx.tasks.next_token(model))
+      >>> trainer.init_state(None, None)
+      ()
     """
 
     check.instance("task", task, Task, "a Task")

@@ -35,6 +35,13 @@ def local_sgd(task: Task, optimizer: optax.GradientTransformation) -> ClientTrai
 
     Args:
       task: what is learned. optimizer: any optax optimiser; its state starts anew for each client and round.
+
+    Example:
+      >>> import fedjax_tx as ftx
+      >>> model = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4)
+      >>> trainer = local_sgd(ftx.tasks.next_token(model), optax.sgd(0.1))
+      >>> trainer.init_state(None, None)
+      ()
     """
 
     check.instance("task", task, Task, "a Task")
@@ -63,13 +70,26 @@ def client_weight(info) -> Float[Array, ""]:
 
 
 def whole_data(local: LocalWork) -> LocalWork:
-    """Returns the work of a pass that looks at each of a client's examples once, in batches of the local work's size."""
+    """Returns the work of a pass that looks at each of a client's examples once, in batches of the local work's size.
+
+    Example:
+      >>> whole_data(LocalWork(batch_size=8, steps=3)).epochs
+      1
+    """
     check.instance("local", local, LocalWork, "a LocalWork")
     return LocalWork(batch_size=local.batch_size, epochs=1, shuffle=False)
 
 
 def local_evaluation(task: Task) -> ClientTrainer:
-    """A client that scores the server's parameters on its own examples: the task's metrics and its loss; no update."""
+    """A client that scores the server's parameters on its own examples: the task's metrics and its loss; no update.
+
+    Example:
+      >>> import fedjax_tx as ftx
+      >>> model = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4)
+      >>> trainer = local_evaluation(ftx.tasks.next_token(model))
+      >>> trainer.init_state(None, None)
+      ()
+    """
     check.instance("task", task, Task, "a Task")
 
     def start(broadcast, info, state):

@@ -18,7 +18,7 @@ def generate(
     *,
     max_length: int,
     temperature: float = 1.0,
-) -> Int[Array, " prompt+num_tokens"]:
+) -> Int[Array, " total"]:
     """Continues a prompt by sampling from a decoder; the model sees at most the last ``max_length`` tokens.
 
     Args:

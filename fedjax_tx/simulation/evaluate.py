@@ -31,6 +31,18 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callab
       experiment: says the algorithm. dataset: the clients to score; its columns are those of the training data.
 
     Errors: ``ValueError`` if the columns differ from the training data's in name, dtype or shape.
+
+    Example:
+      >>> import fedjax_tx as ftx, optax
+      >>> train = ftx.data.FederatedDataset.from_columns({"x": np.eye(4, dtype=np.float32), "y": np.arange(4)}, [0, 0, 1, 1])
+      >>> model = ftx.Model(lambda key: np.zeros((4, 4), np.float32), lambda params, x, *, key=None: x @ params)
+      >>> algorithm = ftx.algorithms.fed_avg(ftx.tasks.classification(model), client_optimizer=optax.sgd(1.0))
+      >>> experiment = ftx.Experiment(
+      ...     algorithm, train=train, cohorts=ftx.data.all_clients(), local=ftx.data.LocalWork(batch_size=2))
+      >>> evaluate = make_evaluation(experiment, train)
+      >>> value, weight = evaluate(ftx.make_round(experiment, ftx.Execution(num_lanes=1)).init())["loss"]
+      >>> weight.tolist()
+      [2.0, 2.0]
     """
     check.instance("experiment", experiment, Experiment, "an Experiment")
     check.instance("dataset", dataset, FederatedDataset, "a FederatedDataset")
@@ -59,6 +71,11 @@ def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:
     """Returns the mean of each metric over all examples and its spread over clients, as ``{"name/metric...": number}``.
 
     The spread is that of the clients' own means, each client counting once: percentiles 10, 50 and 90.
+
+    Example:
+      >>> summary = summarise("test", {"loss": (np.array([1.0, 3.0]), np.array([3.0, 1.0]))})
+      >>> summary["test/loss"], summary["test/loss/client_p50"]
+      (1.5, 2.0)
     """
     check.instance("name", name, str, "a string")
     summary = {}

@@ -213,7 +213,11 @@ def test_parts_that_the_update_lacks_or_has_beside_are_named():
     ("kind", "message", "make"),
     [
         (ValueError, "an aggregator for each part, such as .*, got none", lambda: agg.parts()),
-        (ValueError, r"one stage of chain\(clip_norm\(1.0\)\) to reduce", lambda: agg.parts(delta=agg.clip_norm(1.0))),
+        (
+            ValueError,
+            r"expected parts\(delta=...\) to reduce, such as chain\(clip_norm\(1.0\), mean\(\)\), got 'clip_norm\(1.0\)'",
+            lambda: agg.parts(delta=agg.clip_norm(1.0)),
+        ),
         (
             ValueError,
             r"each client's message for b=median\(\), but a=integer_mean\(1.0, 0.1, 10\) shows the server only sums",

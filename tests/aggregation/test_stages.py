@@ -187,7 +187,7 @@ REFUSED = {
     ),
     "a stage alone": (
         lambda: agg.aggregate(agg.clip_norm(1.0), {"w": jnp.ones((1, 1))}, [1.0]),
-        r"one stage of chain\(clip_norm\(1.0\)\) to reduce",
+        r"expected aggregator to reduce, such as chain\(clip_norm\(1.0\), mean\(\)\), got 'clip_norm\(1.0\)'",
     ),
 }
 
