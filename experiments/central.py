@@ -66,7 +66,7 @@ def plain_settings(settings, examples: int):
     size = {"clients_per_round": settings.clients_per_round, "local_steps": 4, "batch_size": 8}
     rounds = max(1, examples // int(np.prod(list(size.values()))))
     every = max(1, rounds // POINTS)
-    method = {"cohorts": "uniform", "server": "sgd", "server_lr": 1.0, "client_lr": 1.0}
+    method = {"cohorts": "uniform", "server": "sgd", "server_lr": 1.0, "client_lr": 0.3}
     where = {"run_dir": settings.run_dir / "plain", "rounds": rounds, "evaluate_every": every}
     return dataclasses.replace(settings, **size, **method, **where)
 

@@ -63,4 +63,5 @@ def _draw(axes, history, name: str) -> None:
     low, high = f"{name}/client_p10", f"{name}/client_p90"
     if rows and low in rows[0]:
         band = [[record[edge] for record in rows] for edge in (low, high)]
-        axes.fill_between(rounds, *band, alpha=0.15, color=line[0].get_color(), linewidth=0, label="10–90 % of clients")
+        label = f"{name.split('/')[0]}, 10–90 % of clients"
+        axes.fill_between(rounds, *band, alpha=0.15, color=line[0].get_color(), linewidth=0, label=label)
