@@ -24,6 +24,7 @@ import optax
 from matplotlib.figure import Figure
 
 import fedjax_tx as ftx
+from fedjax_tx.data.schedule import count_steps
 from fedjax_tx.training import records
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -43,7 +44,7 @@ def compare(settings, run, train: Callable, schedule: Callable) -> dict[str, Any
     examples = run.result.ledger["examples"]
     centrals = [central_once(settings.run_dir / f"central-{rate}.json", run, schedule, rate, examples) for rate in RATES]
     best = min(centrals, key=lambda one: one["scores"]["test/loss"])
-    plain = train(plain_settings(settings, examples))
+    plain = train(plain_settings(settings, run.experiment.train.client_sizes, examples))
     configured = summary(run)
     rows = {
         f"central, Adam at {best['rate']}": {**best, "rounds": None},
@@ -61,10 +62,11 @@ def compare(settings, run, train: Callable, schedule: Callable) -> dict[str, Any
     return rows
 
 
-def plain_settings(settings, examples: int):
-    """Plain federated averaging for about as many examples."""
-    size = {"clients_per_round": settings.clients_per_round, "local_steps": 4, "batch_size": 8}
-    rounds = max(1, examples // int(np.prod(list(size.values()))))
+def plain_settings(settings, client_sizes: np.ndarray, examples: int):
+    """Plain federated averaging for about as many examples: small roles fill their batches only in part."""
+    size = {"local_steps": 4, "batch_size": 8}
+    _, rows = count_steps(client_sizes, ftx.data.LocalWork(batch_size=8, steps=4))
+    rounds = max(1, round(examples / (settings.clients_per_round * rows.mean())))
     every = max(1, rounds // POINTS)
     method = {"cohorts": "uniform", "server": "sgd", "server_lr": 1.0, "client_lr": 0.3}
     where = {"run_dir": settings.run_dir / "plain", "rounds": rounds, "evaluate_every": every}
