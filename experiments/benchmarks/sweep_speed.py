@@ -14,7 +14,9 @@ import dataclasses
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,7 +112,7 @@ def measure(settings: Settings, experiment: ftx.Experiment, lanes, rounds: int) 
     execution = ftx.Execution(num_lanes=round_fn.num_lanes)
     jax.clear_caches()  # the search for lanes has compiled what is timed below
 
-    def sweep(at_once):
+    def sweep(at_once) -> np.ndarray:
         result = ftx.sweep(
             experiment,
             rounds,
@@ -122,8 +124,8 @@ def measure(settings: Settings, experiment: ftx.Experiment, lanes, rounds: int) 
         )
         return np.array([history[-1]["train/loss"] for history in result.history])
 
-    ways = {"one by one": lambda: run_one_by_one(round_fn, rates, rounds)}
-    ways |= {str(at_once): lambda at_once=at_once: sweep(at_once) for at_once in settings.at_once}
+    ways: dict[str, Callable[[], np.ndarray]] = {"one by one": partial(run_one_by_one, round_fn, rates, rounds)}
+    ways |= {str(at_once): partial(sweep, at_once) for at_once in settings.at_once}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(-1, settings.repeats):
         losses = {}
@@ -155,7 +157,7 @@ def main(settings: Settings) -> dict[str, Any]:
     """Measures and prints the table."""
     if settings.smoke:
         settings = dataclasses.replace(SMOKE, works=settings.works, out=settings.out)
-    figures = {}
+    figures: dict[str, Any] = {}
     for work in settings.works:
         if work == "C":
             figures[work] = measure(settings, make_work_c(settings), settings.lanes_c, settings.rounds_c)

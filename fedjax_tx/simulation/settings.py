@@ -92,7 +92,8 @@ def _over_settings(one: Callable, settings: Settings, with_state: bool) -> Calla
     return jax.vmap(one, in_axes=(0, seed_axis, state_axes), out_axes=(state_axes, 0) if with_state else 0)
 
 
-def _axes(settings: Settings) -> tuple[int | None, DeviceState]:
+def _axes(settings: Settings) -> tuple[int | None, Any]:
     """Where seed and state have their setting axis."""
     seed_axis = 0 if np.ndim(settings.seed) else None
-    return seed_axis, DeviceState(ServerState(0, seed_axis, 0, 0), 0, 0, 0)
+    axes: list[Any] = [ServerState(0, seed_axis, 0, 0), 0, 0, 0]
+    return seed_axis, DeviceState(*axes)

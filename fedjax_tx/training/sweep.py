@@ -70,8 +70,8 @@ class SweepResult(NamedTuple):
         means = {key: float(np.mean(of_seeds)) for key, of_seeds in values.items() if np.isfinite(of_seeds).all()}
         if not means:
             check.fail_value("metric", "to be finite in all seeds of at least one setting", metric)
-        pick = min if mode == "min" else max
-        return dict(zip(names, pick(means, key=means.__getitem__), strict=True))
+        ranked = sorted(means, key=lambda key: means[key], reverse=mode == "max")
+        return dict(zip(names, ranked[0], strict=True))
 
 
 class _Piece(NamedTuple):
@@ -97,7 +97,7 @@ class _Setup(NamedTuple):
 def sweep(
     experiment: Experiment,
     rounds: int,
-    grid: Mapping[str, Sequence[float]],
+    grid: Mapping[str, Sequence[float] | np.ndarray],
     evaluate: Mapping[str, FederatedDataset] | None = None,
     init_params: PyTree = None,
     execution: Execution | None = None,
@@ -171,7 +171,7 @@ def sweep(
 # ---- the grid
 
 
-def _read_grid(experiment: Experiment, grid: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+def _read_grid(experiment: Experiment, grid: Mapping[str, Sequence[float] | np.ndarray]) -> list[dict[str, Any]]:
     """The cells of a grid, in the order of its names, the last running fastest."""
     if not check.mapping("grid", grid):
         check.fail_value("grid", "to name at least one hyperparameter or 'seed'", grid)
