@@ -41,7 +41,7 @@ def make_mime(hyper):
     return ftx.algorithms.mime(problems.LOGISTIC, optax.sgd(hyper["lr"], momentum=0.9))
 
 
-TEXT = ftx.tasks.freeze(problems.text_task(dropout=0.2), trainable="*mlp*")
+TEXT = ftx.tasks.freeze(problems.text_task(), trainable="*mlp*")
 
 
 def make_decoder(hyper):
