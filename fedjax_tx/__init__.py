@@ -7,7 +7,7 @@
 
 from fedjax_tx import aggregation, algorithms, clients, data, models, report, tasks
 from fedjax_tx.simulation import Experiment, make_evaluation, make_round, summarise
-from fedjax_tx.training import EarlyStop, RunResult, run
+from fedjax_tx.training import EarlyStop, RunResult, SweepResult, run, sweep
 from fedjax_tx.types import (
     Aggregator,
     ClientInfo,
@@ -45,6 +45,7 @@ __all__ = [
     "RunResult",
     "ServerState",
     "Stacked",
+    "SweepResult",
     "Task",
     "Totals",
     "aggregation",
@@ -57,5 +58,6 @@ __all__ = [
     "report",
     "run",
     "summarise",
+    "sweep",
     "tasks",
 ]

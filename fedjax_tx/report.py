@@ -1,9 +1,10 @@
-"""Pictures of a run, from its records."""
+"""Pictures of a run and of a sweep, from their records."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from fedjax_tx import check
@@ -30,9 +31,7 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: s
     check.instance("history", history, (list, tuple), "a list of records")
     for number, record in enumerate(history):
         check.mapping(f"history[{number}]", record)
-    path = Path(check.instance("path", path, (str, Path), "a path"))
-    if path.suffix != ".png":
-        check.fail_value("path", "to end in .png", str(path))
+    path = _check_path(path)
     check.instance("title", title, str, "a string")
     names = dict.fromkeys(name for record in history for name in record if name.count("/") == 1)
     metrics: dict[str, list[str]] = {}
@@ -65,3 +64,58 @@ def _draw(axes, history, name: str) -> None:
         band = [[record[edge] for record in rows] for edge in (low, high)]
         label = f"{name.split('/')[0]}, 10–90 % of clients"
         axes.fill_between(rounds, *band, alpha=0.15, color=line[0].get_color(), linewidth=0, label=label)
+
+
+def plot_heatmap(table: Any, path: str | Path, x: str, y: str, metric: str, title: str = "") -> Path:
+    """Draws a metric of a sweep over two of its hyperparameters and writes a PNG.
+
+    A cell shows the mean over all settings that have its two values (over the seeds, for one); nan if one of them diverged.
+
+    Args:
+      table: ``result.table`` of a sweep, or any columns by name. path: where the PNG goes. x, y, metric: names of columns.
+
+    Errors: ``ValueError`` for a name that is no column.
+
+    Example:
+      >>> import tempfile
+      >>> columns = {"client_lr": [0.1, 0.1, 1.0, 1.0], "mu": [0, 1, 0, 1], "test/loss": [2.0, 2.5, 1.0, 1.5]}
+      >>> plot_heatmap(columns, f"{tempfile.mkdtemp()}/heat.png", "client_lr", "mu", "test/loss").name
+      'heat.png'
+    """
+    if not (hasattr(table, "keys") and hasattr(table, "__getitem__")):
+        check.fail_type("table", "a pandas DataFrame, or a dict of columns", table)
+    path = _check_path(path)
+    columns = {}
+    for argument, name in {"x": x, "y": y, "metric": metric}.items():
+        check.one_of(argument, name, list(table.keys()))
+        columns[argument] = np.asarray(table[name])
+    check.instance("title", title, str, "a string")
+    across, up = np.unique(columns["x"]), np.unique(columns["y"])
+    means = np.full((len(up), len(across)), np.nan)
+    for row, column in np.ndindex(means.shape):
+        here = columns["metric"][(columns["x"] == across[column]) & (columns["y"] == up[row])]
+        means[row, column] = here.mean() if here.size else np.nan
+    _draw_cells(means, across, up, (x, y, metric), title).savefig(path)
+    return path
+
+
+def _draw_cells(means: np.ndarray, across: np.ndarray, up: np.ndarray, names: tuple[str, str, str], title: str) -> Figure:
+    figure = Figure(figsize=(2.5 + 0.8 * len(across), 1.8 + 0.6 * len(up)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(means, origin="lower", aspect="auto")
+    middle = np.nanmean(image.get_clim())
+    for row, column in np.ndindex(means.shape):
+        dark = means[row, column] < middle
+        axes.text(column, row, f"{means[row, column]:.3g}", ha="center", va="center", color="white" if dark else "black")
+    axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
+    axes.set_yticks(range(len(up)), [f"{value:g}" for value in up])
+    axes.set(xlabel=names[0], ylabel=names[1], title=title)
+    figure.colorbar(image, label=names[2])
+    return figure
+
+
+def _check_path(path: str | Path) -> Path:
+    path = Path(check.instance("path", path, (str, Path), "a path"))
+    if path.suffix != ".png":
+        check.fail_value("path", "to end in .png", str(path))
+    return path

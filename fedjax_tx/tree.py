@@ -26,8 +26,8 @@ def put(tree: PyTree, index: Array | int, row: PyTree) -> PyTree:
 
 
 def where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
-    """Returns ``yes`` where the scalar ``condition`` holds and ``no`` elsewhere, leaf by leaf."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+    """Returns ``yes`` where the scalar ``condition`` holds and ``no`` elsewhere, leaf by leaf; the same leaf in both stays."""
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), yes, no)
 
 
 def subtract(left: PyTree, right: PyTree) -> PyTree:

@@ -22,6 +22,7 @@ ADAPTED = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, m
 EXPERIMENT = problems.experiment()
 METRICS = {"loss": (np.ones(2), np.ones(2))}
 HISTORY = [{"round": 1, "train/loss": 1.0}]
+COLUMNS = {"client_lr": [0.1, 1.0], "mu": [0, 0], "test/loss": [2.0, 1.0]}
 UPDATES = {"w": jnp.ones((2, 3))}
 ELSEWHERE = f"{tempfile.mkdtemp()}/curves.png"
 
@@ -65,6 +66,23 @@ TABLE = {
         },
     ),
     ftx.summarise: ({"name": "test", "metrics": METRICS}, {"name": text, "metrics": [3]}),
+    ftx.sweep: (
+        {"experiment": EXPERIMENT, "rounds": 1, "grid": {"client_lr": [0.1]}, "evaluate": {"test": DATA}},
+        {
+            "experiment": [3],
+            "rounds": count,
+            "grid": [3, {}, {"client_rate": [0.1]}, {"client_lr": 0.1}, {"client_lr": []}, {"client_lr": ["fast"]}]
+            + [{"client_lr": [float("inf")]}, {"seed": [0.5]}, {"seed": [-1]}],
+            "evaluate": [DATA, {"test": 3}, {"train": DATA}],
+            "init_params": [{"b": jnp.zeros(3)}, {"b": jnp.zeros(3), "w": jnp.zeros((3, 3))}],
+            "execution": [4, ftx.Execution(debug=True)],
+            "run_dir": [3],
+            "evaluate_every": count,
+            "settings_at_once": count,
+            "vary_cohort": ["no"],
+            "progress": ["no"],
+        },
+    ),
     ftx.data.FederatedDataset: (
         {"columns": DATA.columns, "offsets": DATA.offsets, "client_ids": DATA.client_ids},
         {"columns": [3, {}], "offsets": [[0, 25], np.array([0, 24])], "client_ids": [3, np.arange(2)]},
@@ -182,6 +200,10 @@ TABLE = {
     ftx.report.plot_curves: (
         {"history": HISTORY, "path": ELSEWHERE},
         {"history": [3, [{"round": 1}]], "path": [3], "title": text},
+    ),
+    ftx.report.plot_heatmap: (
+        {"table": COLUMNS, "path": ELSEWHERE, "x": "client_lr", "y": "mu", "metric": "test/loss"},
+        {"table": [3], "path": [3, "heat.xyz"], **dict.fromkeys(["x", "y", "metric"], [3, "none"]), "title": text},
     ),
 }
 

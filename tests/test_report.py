@@ -1,4 +1,4 @@
-"""Curves: every metric in its panel, bands over clients, wrong arguments."""
+"""Curves: every metric in its panel, bands over clients; heat maps: the mean in each cell; wrong arguments."""
 
 import json
 import math
@@ -76,3 +76,49 @@ def test_lines_of_a_file_are_drawn_as_the_history_is(tmp_path, figures):
 def test_wrong_arguments_are_named(unchecked, tmp_path, change, kind, message):
     with pytest.raises(kind, match=re.escape(message)):
         report.plot_curves(**{"history": HISTORY, "path": tmp_path / "curves.png", **change})
+
+
+COLUMNS = {
+    "lr": [0.1, 0.1, 0.2, 0.2, 0.2],
+    "mu": [0, 1, 0, 1, 1],
+    "seed": [0, 0, 0, 0, 1],
+    "loss": [1.0, 2.0, math.nan, 4.0, 5.0],
+}
+
+
+def test_a_heat_map_shows_the_mean_of_each_cell(tmp_path, figures):
+    path = report.plot_heatmap(COLUMNS, tmp_path / "heat.png", x="lr", y="mu", metric="loss", title="A sweep")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    axes = figures[0].axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("lr", "mu", "A sweep")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "0.2"]
+    np.testing.assert_array_equal(axes.images[0].get_array().filled(math.nan), [[1.0, math.nan], [2.0, 4.5]])
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {
+        (0, 0): "1",
+        (1, 0): "nan",
+        (0, 1): "2",
+        (1, 1): "4.5",
+    }
+
+
+def test_a_heat_map_of_settings_that_all_diverged_is_drawn(tmp_path):
+    columns = {**COLUMNS, "loss": [math.nan] * 5}
+    assert report.plot_heatmap(columns, tmp_path / "heat.png", "lr", "mu", "loss").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"table": 3}, TypeError, "expected table to be a pandas DataFrame, or a dict of columns, got 3 (int)"),
+        ({"path": "heat.xyz"}, ValueError, "expected path to end in .png, got 'heat.xyz'"),
+        ({"x": "rate"}, ValueError, "expected x to be one of 'lr', 'mu', 'seed', 'loss', got 'rate'"),
+        ({"y": "rate"}, ValueError, "expected y to be one of"),
+        ({"metric": "rate"}, ValueError, "expected metric to be one of"),
+        ({"title": 3}, TypeError, "expected title to be a string, got 3 (int)"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_wrong_arguments_of_a_heat_map_are_named(unchecked, tmp_path, change, kind, message):
+    given = {"table": COLUMNS, "path": tmp_path / "heat.png", "x": "lr", "y": "mu", "metric": "loss", **change}
+    with pytest.raises(kind, match=re.escape(message)):
+        report.plot_heatmap(**given)

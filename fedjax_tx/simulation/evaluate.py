@@ -1,15 +1,17 @@
 """Evaluation: a pass over every client of a data set, on the same executor as training."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from fedjax_tx import check
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.data.cohort import as_cohort
-from fedjax_tx.data.schedule import make_schedule, plan_capacity
+from fedjax_tx.data.schedule import Schedule, make_schedule, plan_capacity
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.round import pass_work, resolve, run_evaluation
 from fedjax_tx.simulation.rounds import RoundState, hyper_arrays, weighted_mean
@@ -44,6 +46,28 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callab
       >>> weight.tolist()
       [2.0, 2.0]
     """
+    plan = plan_evaluation(experiment, dataset)
+    hyper, population, maker = hyper_arrays(experiment.hyper), experiment.train.num_clients, experiment.make_algorithm
+
+    def evaluate(state: RoundState) -> ClientMetrics:
+        seed, batch_size = np.uint32(state.seed), plan.batch_size
+        given = (plan.rows, plan.columns, plan.schedule)
+        return jax.device_get(run_evaluation(maker, batch_size, population, hyper, seed, state.device, *given))
+
+    return evaluate
+
+
+class EvaluationPlan(NamedTuple):
+    """What ``run_evaluation`` reads of a data set: which training client each client is, its columns, and who runs when."""
+
+    batch_size: int
+    rows: Int[Array, " slot"]
+    columns: dict[str, Array]
+    schedule: Schedule
+
+
+def plan_evaluation(experiment: Experiment, dataset: FederatedDataset) -> EvaluationPlan:
+    """Checks that a data set can be scored, and packs its clients into lanes."""
     check.instance("experiment", experiment, Experiment, "an Experiment")
     check.instance("dataset", dataset, FederatedDataset, "a FederatedDataset")
     _check_columns(experiment.train, dataset)
@@ -55,16 +79,7 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callab
     schedule = jax.device_put(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0))
     columns = {name: jax.device_put(column) for name, column in dataset.columns.items()}
     rows = jnp.asarray(match_clients(dataset.client_ids, experiment.train.client_ids), jnp.int32)
-    hyper = hyper_arrays(experiment.hyper)
-
-    def evaluate(state: RoundState) -> ClientMetrics:
-        seed = np.uint32(state.seed)
-        population = experiment.train.num_clients
-        maker = experiment.make_algorithm
-        metrics = run_evaluation(maker, work.batch_size, population, hyper, seed, state.device, rows, columns, schedule)
-        return jax.device_get(metrics)
-
-    return evaluate
+    return EvaluationPlan(work.batch_size, rows, columns, schedule)
 
 
 def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:

@@ -112,7 +112,7 @@ class RoundFunction:
             device, output = run_round_watched(arguments, state.round, names)
         else:
             device, output = run_rounds(*arguments)
-        infos = _read_infos(state.round, plan, jax.device_get(output), [work.batch_size for work in self.works])
+        infos = read_infos(state.round, plan, jax.device_get(output), [work.batch_size for work in self.works])
         last = (infos[-1].client_ids, infos[-1].client_metrics) if self.experiment.cohorts.reads_metrics else None
         return RoundState(device, plan.source_state, state.seed, state.round + num_rounds, last), infos
 
@@ -222,7 +222,8 @@ def hyper_arrays(hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: value.astype(np.int32 if value.dtype.kind in "iu" else np.float32) for name, value in values.items()}
 
 
-def _read_infos(first_round: int, plan: Plan, output, batch_sizes: list[int]) -> list[RoundInfo]:
+def read_infos(first_round: int, plan: Plan, output, batch_sizes: list[int]) -> list[RoundInfo]:
+    """Returns what a person wants to see of the rounds of a plan, from what the compiled program gave."""
     infos = []
     for number, cohort in enumerate(plan.cohorts):
         size = cohort.ids.size

@@ -1,6 +1,7 @@
-"""Whole runs: the host loop, early stopping, checkpoints, records, costs, progress."""
+"""Whole runs: the host loop, early stopping, checkpoints, records, costs, progress, sweeps."""
 
 from fedjax_tx.training.run import RunResult, run
 from fedjax_tx.training.stop import EarlyStop
+from fedjax_tx.training.sweep import SweepResult, sweep
 
-__all__ = ["EarlyStop", "RunResult", "run"]
+__all__ = ["EarlyStop", "RunResult", "SweepResult", "run", "sweep"]

@@ -24,7 +24,7 @@ from fedjax_tx.training.progress import Reporter, make_reporter
 from fedjax_tx.training.stop import EarlyStop
 from fedjax_tx.types import Execution, PyTree
 
-_SECONDS_A_CALL = 1.0  # shorter calls keep progress live; longer ones save nothing that can be measured
+SECONDS_A_CALL = 1.0  # shorter calls keep progress live; longer ones save nothing that can be measured
 
 
 class RunResult(NamedTuple):
@@ -103,7 +103,7 @@ def run(
     """
     evaluate = {} if evaluate is None else evaluate
     execution = Execution() if execution is None else execution
-    _check(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress)
+    check_run(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress)
     directory = None if run_dir is None else Path(run_dir)
     columns = {name: jax.device_put(column) for name, column in experiment.train.columns.items()}
     first = build_round(experiment, columns, 1, 1).init(init_params=init_params)
@@ -139,17 +139,21 @@ def _run(setup: _Setup, start: Start) -> RunResult:
     stopped, ending = _why_stop(setup, history), False
     with delayed_interrupt(setup.directory is not None) as interrupted:
         while state.round < setup.rounds and stopped is None and not ending:
-            count = min(pace, setup.round_fn.rounds_per_call, _until_due(setup, state.round))
+            count = min(
+                pace,
+                setup.round_fn.rounds_per_call,
+                until_due(state.round, setup.rounds, setup.evaluate_every, setup.checkpoint_every),
+            )
             call_began = time.perf_counter()
             state, infos = setup.round_fn.run(state, count)
             seconds = time.perf_counter() - call_began
-            pace = max(1, int(_SECONDS_A_CALL / (seconds / count)))
+            pace = max(1, int(SECONDS_A_CALL / (seconds / count)))
             ledger, client_metrics = charge(ledger, infos, cost), None
-            lines = [_round_record(info) for info in infos]
+            lines = [round_record(info) for info in infos]
             due = state.round % setup.evaluate_every == 0
             if due or state.round == setup.rounds:
                 client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
-                lines[-1].update(_summarise(client_metrics))
+                lines[-1].update(summarise_sets(client_metrics))
             history += lines
             timing = _timing(state, infos, seconds, began)
             setup.store.append(lines, timing)
@@ -163,7 +167,7 @@ def _run(setup: _Setup, start: Start) -> RunResult:
     stopped = stopped or f"finished {setup.rounds} rounds"
     if client_metrics is None:
         client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
-    setup.store.finish({"stopped": stopped, "ledger": ledger, **_summarise(client_metrics)})
+    setup.store.finish({"stopped": stopped, "ledger": ledger, **summarise_sets(client_metrics)})
     return RunResult(_params(state), state, history, ledger, client_metrics, stopped)
 
 
@@ -182,14 +186,13 @@ def _say_left_out(setup: _Setup, infos: list[RoundInfo]) -> None:
             setup.reporter.say(f"round {info.round + 1}: left out, since their update is not finite: {names}{more}")
 
 
-def _until_due(setup: _Setup, done: int) -> int:
+def until_due(done: int, rounds: int, *periods: int) -> int:
     """Rounds until the next evaluation, checkpoint or end."""
-    every = (setup.evaluate_every, setup.checkpoint_every)
-    return min(setup.rounds - done, *(period - done % period for period in every))
+    return min(rounds - done, *(period - done % period for period in periods))
 
 
-def _summarise(client_metrics: Mapping[str, ClientMetrics]) -> dict[str, float]:
-    """What a record says of an evaluation."""
+def summarise_sets(client_metrics: Mapping[str, ClientMetrics]) -> dict[str, float]:
+    """What the history says of an evaluation."""
     summaries = [summarise(name, metrics) for name, metrics in client_metrics.items()]
     return records.finite({name: value for summary in summaries for name, value in summary.items()})
 
@@ -206,7 +209,8 @@ def _why_stop(setup: _Setup, history: list[dict[str, Any]]) -> str | None:
     return setup.early_stop.reason(evaluated)
 
 
-def _round_record(info: RoundInfo) -> dict[str, Any]:
+def round_record(info: RoundInfo) -> dict[str, Any]:
+    """What the history says of a round."""
     scalars = {"server": info.server, "aggregation": info.aggregation}
     record = {
         "round": info.round + 1,
@@ -244,7 +248,19 @@ def _params(state: RoundState) -> PyTree:
     return tree.join(server.params, server.frozen)
 
 
-def _check(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress):
+def check_run(
+    experiment,
+    rounds,
+    evaluate,
+    execution,
+    run_dir,
+    evaluate_every,
+    checkpoint_every=None,
+    early_stop=None,
+    config=None,
+    progress=True,
+):
+    """Refuses arguments of ``run`` that are none, before anything compiles."""
     check.instance("experiment", experiment, Experiment, "an Experiment")
     check.integer("rounds", rounds, low=1)
     for name, data in check.mapping("evaluate", evaluate).items():
