@@ -2,12 +2,14 @@
 
 A lane trains one client after another. Clients are packed longest first: each goes to the lane that is free soonest, so that the
 lanes end close together. A *tick* is one batch on every lane. Everything here runs on the host, in NumPy, with one Python loop
-over the cohort's clients (the packing); what depends on examples is vectorised.
+over the cohort's clients (the packing); what depends on examples is vectorised. A round's schedule looks at its cohort only, so
+its cost is the same in a population of a thousand and of a million.
 
 Rows a client trains on are consecutive in ``order``, so a batch is just (first, count): the schedule's size is that of the
 examples, not of ticks x lanes x batch.
 """
 
+import dataclasses
 import heapq
 from typing import NamedTuple
 
@@ -77,8 +79,8 @@ def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndar
 def plan_capacity(sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int, repeats: bool = False) -> Capacity:
     """Returns capacities that hold any cohort of at most ``max_clients`` clients, distinct unless ``repeats``."""
     steps, rows = count_steps(sizes, work)
-    busiest = np.sort(np.maximum(steps, 1))[::-1][:max_clients]
-    longest_rows = np.sort(rows)[::-1][:max_clients]
+    busiest = _largest(np.maximum(steps, 1), max_clients)
+    longest_rows = _largest(rows, max_clients)
     if repeats:  # a client that comes more than once counts each time, and any may be the largest
         busiest = np.full(max_clients, busiest.max(initial=1))
         longest_rows = np.full(max_clients, longest_rows.max(initial=0))
@@ -99,9 +101,8 @@ def make_schedule(
     Returns: a ``Schedule``; a client without a step holds its lane for one empty tick.
     """
     ids, capacity_clients, lanes = cohort.ids, capacity.clients, capacity.lanes
-    sizes = np.diff(offsets)
-    all_steps, all_rows = count_steps(sizes, work)
-    steps, rows, sizes = all_steps[ids], all_rows[ids], sizes[ids]
+    sizes = offsets[ids + 1] - offsets[ids]
+    steps, rows = count_steps(sizes, _work_of(work, ids, len(offsets) - 1))
     spans = np.maximum(steps, 1)
     lane, start = _pack(spans, lanes)
     num_ticks = int((start + spans).max(initial=0))
@@ -157,6 +158,22 @@ def _per_client(name: str, value: int | np.ndarray | None, num_clients: int) -> 
     if isinstance(value, np.ndarray) and value.size != num_clients:
         check.fail_value(name, f"to have {num_clients} entries, one for each client", f"{value.size} entries")
     return np.broadcast_to(np.asarray(value), (num_clients,))
+
+
+def _work_of(work: LocalWork, ids: np.ndarray, num_clients: int) -> LocalWork:
+    """The same work for the clients ``ids`` alone: what is given for each client becomes their entries."""
+
+    def entries(name: str) -> int | np.ndarray | None:
+        value = getattr(work, name)
+        return _per_client(name, value, num_clients)[ids] if isinstance(value, np.ndarray) else value
+
+    return dataclasses.replace(work, epochs=entries("epochs"), steps=entries("steps"))
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` largest of ``values`` (all, where there are fewer), in no order."""
+    rest = max(values.size - count, 0)
+    return np.partition(values, rest)[rest:] if 0 < rest < values.size else values[rest:]
 
 
 def _pack(spans: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
