@@ -178,31 +178,39 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 def _pack(spans: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
     """Longest first, each to the lane that is free soonest (lowest number on ties): (lane, first tick) of each client."""
+    order = np.argsort(-spans, kind="stable")
+    free = list(range(lanes))  # a heap of tick x lanes + lane: one number sorts by tick, then by lane
+    taken = []
+    for span in (spans[order] * lanes).tolist():
+        taken.append(free[0])
+        heapq.heapreplace(free, free[0] + span)
     lane, start = np.zeros(spans.size, np.int64), np.zeros(spans.size, np.int64)
-    free = [(0, number) for number in range(lanes)]
-    for client in np.argsort(-spans, kind="stable").tolist():
-        tick, number = free[0]
-        lane[client], start[client] = number, tick
-        heapq.heapreplace(free, (tick + int(spans[client]), number))
+    start[order], lane[order] = np.divmod(np.array(taken, np.int64), lanes)
     return lane, start
 
 
 def _order(ids, first_rows, sizes, rows, starts, shuffle, seed, round_number) -> np.ndarray:
     """The data rows each client uses, client after client, epoch after epoch, each epoch in its own order."""
-    client = np.repeat(np.arange(ids.size), rows)
-    position = np.arange(starts[-1]) - starts[:-1][client]
-    epoch, within = np.divmod(position, sizes[client])
-    if shuffle:
-        # A last, partial epoch is the head of a full one: shuffle whole epochs, then cut.
-        epochs = -(-rows // np.maximum(sizes, 1))
-        full = epochs * sizes
-        full_starts = np.concatenate([[0], np.cumsum(full)])
-        full_client = np.repeat(np.arange(ids.size), full)
-        full_epoch, full_within = np.divmod(np.arange(full_starts[-1]) - full_starts[:-1][full_client], sizes[full_client])
-        bits = prng.host_bits(seed, "shuffle", round_number, ids[full_client], full_epoch, full_within)
-        shuffled = full_within[np.lexsort((bits, full_epoch, full_client))]
-        within = shuffled[full_starts[:-1][client] + position]
-    return first_rows[client] + within
+    if not shuffle:
+        position = np.arange(starts[-1]) - np.repeat(starts[:-1], rows)
+        return np.repeat(first_rows, rows) + position % np.repeat(sizes, rows)
+    # A last, partial epoch is the head of a full one: shuffle whole epochs, then cut.
+    epochs = -(-rows // np.maximum(sizes, 1))
+    client = np.repeat(np.arange(ids.size), epochs)
+    epoch = np.arange(client.size) - np.repeat(np.cumsum(epochs) - epochs, epochs)
+    length = sizes[client]
+    ends = np.cumsum(length)
+    within = np.arange(length.sum()) - np.repeat(ends - length, length)
+    names = prng.host_bits(seed, "shuffle", round_number, ids[client], epoch)
+    bits = prng.host_bits(np.repeat(names, length), within)
+    # Epochs are numbered in as few bits as they need: NumPy sorts 16 and fewer several times faster than 64.
+    number = np.repeat(np.arange(client.size, dtype=np.min_scalar_type(client.size)), length)
+    shuffled = np.repeat(first_rows[client], length) + within[np.lexsort((bits, number))]
+    unused = epochs * sizes - rows
+    if not unused.any():
+        return shuffled
+    full_starts = np.cumsum(epochs * sizes) - epochs * sizes
+    return shuffled[np.arange(starts[-1]) + np.repeat(full_starts - starts[:-1], rows)]
 
 
 def _fill(grid, lane, start, spans, sizes, row_starts, rows, batch_size) -> None:
