@@ -35,12 +35,17 @@ def host_generator(seed: int, *names: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([int(seed), *words])))
 
 
-def host_bits(seed: int, *names: int | str | np.ndarray) -> np.ndarray:
+def host_bits(seed: int | np.ndarray, *names: int | str | np.ndarray) -> np.ndarray:
     """Returns 64 random bits for each combination of ``names`` (integers, strings or integer arrays, broadcast together).
 
-    Each name goes through the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), chained.
+    Each name goes through the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), chained. ``seed`` may be the bits of names
+    that come first.
+
+    Example:
+      >>> int(host_bits(host_bits(0, "shuffle"), 3)) == int(host_bits(0, "shuffle", 3))
+      True
     """
-    bits: np.ndarray = np.asarray(seed % 2**64, np.uint64)
+    bits: np.ndarray = seed if isinstance(seed, np.ndarray) else np.asarray(seed % 2**64, np.uint64)
     for name in names:
         word = np.asarray(zlib.crc32(name.encode()) if isinstance(name, str) else name).astype(np.uint64)
         bits = _mix(np.asarray(bits ^ _mix(word)))

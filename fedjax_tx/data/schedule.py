@@ -2,12 +2,14 @@
 
 A lane trains one client after another. Clients are packed longest first: each goes to the lane that is free soonest, so that the
 lanes end close together. A *tick* is one batch on every lane. Everything here runs on the host, in NumPy, with one Python loop
-over the cohort's clients (the packing); what depends on examples is vectorised.
+over the cohort's clients (the packing); what depends on examples is vectorised. A round's schedule looks at its cohort only, so
+its cost is the same in a population of a thousand and of a million.
 
 Rows a client trains on are consecutive in ``order``, so a batch is just (first, count): the schedule's size is that of the
 examples, not of ticks x lanes x batch.
 """
 
+import dataclasses
 import heapq
 from typing import NamedTuple
 
@@ -77,8 +79,8 @@ def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndar
 def plan_capacity(sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int, repeats: bool = False) -> Capacity:
     """Returns capacities that hold any cohort of at most ``max_clients`` clients, distinct unless ``repeats``."""
     steps, rows = count_steps(sizes, work)
-    busiest = np.sort(np.maximum(steps, 1))[::-1][:max_clients]
-    longest_rows = np.sort(rows)[::-1][:max_clients]
+    busiest = _largest(np.maximum(steps, 1), max_clients)
+    longest_rows = _largest(rows, max_clients)
     if repeats:  # a client that comes more than once counts each time, and any may be the largest
         busiest = np.full(max_clients, busiest.max(initial=1))
         longest_rows = np.full(max_clients, longest_rows.max(initial=0))
@@ -99,9 +101,8 @@ def make_schedule(
     Returns: a ``Schedule``; a client without a step holds its lane for one empty tick.
     """
     ids, capacity_clients, lanes = cohort.ids, capacity.clients, capacity.lanes
-    sizes = np.diff(offsets)
-    all_steps, all_rows = count_steps(sizes, work)
-    steps, rows, sizes = all_steps[ids], all_rows[ids], sizes[ids]
+    sizes = offsets[ids + 1] - offsets[ids]
+    steps, rows = count_steps(sizes, _work_of(work, ids, len(offsets) - 1))
     spans = np.maximum(steps, 1)
     lane, start = _pack(spans, lanes)
     num_ticks = int((start + spans).max(initial=0))
@@ -159,33 +160,57 @@ def _per_client(name: str, value: int | np.ndarray | None, num_clients: int) -> 
     return np.broadcast_to(np.asarray(value), (num_clients,))
 
 
+def _work_of(work: LocalWork, ids: np.ndarray, num_clients: int) -> LocalWork:
+    """The same work for the clients ``ids`` alone: what is given for each client becomes their entries."""
+
+    def entries(name: str) -> int | np.ndarray | None:
+        value = getattr(work, name)
+        return _per_client(name, value, num_clients)[ids] if isinstance(value, np.ndarray) else value
+
+    return dataclasses.replace(work, epochs=entries("epochs"), steps=entries("steps"))
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` largest of ``values`` (all, where there are fewer), in no order."""
+    rest = max(values.size - count, 0)
+    return np.partition(values, rest)[rest:] if 0 < rest < values.size else values[rest:]
+
+
 def _pack(spans: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
     """Longest first, each to the lane that is free soonest (lowest number on ties): (lane, first tick) of each client."""
+    order = np.argsort(-spans, kind="stable")
+    free = list(range(lanes))  # a heap of tick x lanes + lane: one number sorts by tick, then by lane
+    taken = []
+    for span in (spans[order] * lanes).tolist():
+        taken.append(free[0])
+        heapq.heapreplace(free, free[0] + span)
     lane, start = np.zeros(spans.size, np.int64), np.zeros(spans.size, np.int64)
-    free = [(0, number) for number in range(lanes)]
-    for client in np.argsort(-spans, kind="stable").tolist():
-        tick, number = free[0]
-        lane[client], start[client] = number, tick
-        heapq.heapreplace(free, (tick + int(spans[client]), number))
+    start[order], lane[order] = np.divmod(np.array(taken, np.int64), lanes)
     return lane, start
 
 
 def _order(ids, first_rows, sizes, rows, starts, shuffle, seed, round_number) -> np.ndarray:
     """The data rows each client uses, client after client, epoch after epoch, each epoch in its own order."""
-    client = np.repeat(np.arange(ids.size), rows)
-    position = np.arange(starts[-1]) - starts[:-1][client]
-    epoch, within = np.divmod(position, sizes[client])
-    if shuffle:
-        # A last, partial epoch is the head of a full one: shuffle whole epochs, then cut.
-        epochs = -(-rows // np.maximum(sizes, 1))
-        full = epochs * sizes
-        full_starts = np.concatenate([[0], np.cumsum(full)])
-        full_client = np.repeat(np.arange(ids.size), full)
-        full_epoch, full_within = np.divmod(np.arange(full_starts[-1]) - full_starts[:-1][full_client], sizes[full_client])
-        bits = prng.host_bits(seed, "shuffle", round_number, ids[full_client], full_epoch, full_within)
-        shuffled = full_within[np.lexsort((bits, full_epoch, full_client))]
-        within = shuffled[full_starts[:-1][client] + position]
-    return first_rows[client] + within
+    if not shuffle:
+        position = np.arange(starts[-1]) - np.repeat(starts[:-1], rows)
+        return np.repeat(first_rows, rows) + position % np.repeat(sizes, rows)
+    # A last, partial epoch is the head of a full one: shuffle whole epochs, then cut.
+    epochs = -(-rows // np.maximum(sizes, 1))
+    client = np.repeat(np.arange(ids.size), epochs)
+    epoch = np.arange(client.size) - np.repeat(np.cumsum(epochs) - epochs, epochs)
+    length = sizes[client]
+    ends = np.cumsum(length)
+    within = np.arange(length.sum()) - np.repeat(ends - length, length)
+    names = prng.host_bits(seed, "shuffle", round_number, ids[client], epoch)
+    bits = prng.host_bits(np.repeat(names, length), within)
+    # Epochs are numbered in as few bits as they need: NumPy sorts 16 and fewer several times faster than 64.
+    number = np.repeat(np.arange(client.size, dtype=np.min_scalar_type(client.size)), length)
+    shuffled = np.repeat(first_rows[client], length) + within[np.lexsort((bits, number))]
+    unused = epochs * sizes - rows
+    if not unused.any():
+        return shuffled
+    full_starts = np.cumsum(epochs * sizes) - epochs * sizes
+    return shuffled[np.arange(starts[-1]) + np.repeat(full_starts - starts[:-1], rows)]
 
 
 def _fill(grid, lane, start, spans, sizes, row_starts, rows, batch_size) -> None:

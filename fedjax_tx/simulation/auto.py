@@ -2,7 +2,8 @@
 
 Candidates are powers of two up to the cohort's size. Each is compiled (which tells its memory) and timed for a few ticks of a
 real schedule; what a round would take is the time of a tick times the ticks of the cohorts at hand, so lanes that run dry are
-counted. The search stops when more lanes no longer help or no longer fit.
+counted. The search stops when more lanes no longer fit, or were worse twice in a row (once may be a bump) than the best so far,
+which is timed again then: other work on the machine may have come since.
 """
 
 import os
@@ -17,23 +18,27 @@ from fedjax_tx.simulation.rounds import RoundFunction, build_round
 from fedjax_tx.types import Execution
 
 _PROBE_SECONDS = 0.25
-_REPEATS = 3
+_REPEATS = 5
 _MEMORY_SHARE = 0.8
-_ENOUGH_WORSE = 1.1
+_WORSE, _ENOUGH_WORSE = 1.1, 2
 
 
 def choose_lanes(experiment: Experiment, execution: Execution, columns: dict) -> RoundFunction:
     """Returns the round function with the number of lanes whose rounds take the least time."""
     most = experiment.cohorts.max_clients(experiment.train.num_clients)
     best = build_round(experiment, columns, 1, execution.rounds_per_call)
-    best_seconds, lanes = probe(best), 2
-    while lanes <= most:
+    best_seconds, lanes, worse = probe(best), 2, 0
+    while lanes <= most and worse < _ENOUGH_WORSE:
         candidate = build_round(experiment, columns, lanes, execution.rounds_per_call)
-        seconds = probe(candidate) if fits(candidate) else float("inf")
-        if seconds < best_seconds:
-            best, best_seconds = candidate, seconds
-        elif seconds > _ENOUGH_WORSE * best_seconds:
+        if not fits(candidate):
             break
+        seconds = probe(candidate)
+        if seconds > _WORSE * best_seconds:
+            best_seconds = probe(best)
+        if seconds < best_seconds:
+            best, best_seconds, worse = candidate, seconds, 0
+        elif seconds > _WORSE * best_seconds:
+            worse += 1
         lanes *= 2
     return best
 
@@ -72,5 +77,6 @@ def probe(round_fn: RoundFunction) -> float:
     while ticks < max(full) and seconds(ticks) < _PROBE_SECONDS:
         ticks *= 2
     ticks = max(1, min(ticks, max(full)))  # the first cohort may be empty
-    few, many = (float(np.median([seconds(count) for _ in range(_REPEATS)])) for count in (0, ticks))
+    # The least of some: what else the machine does only adds.
+    few, many = (min(seconds(count) for _ in range(_REPEATS)) for count in (0, ticks))
     return few + max(many - few, 1e-9) / ticks * max(full)

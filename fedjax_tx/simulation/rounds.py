@@ -21,7 +21,7 @@ from fedjax_tx.simulation.round import DeviceState, init_state, pass_work, resol
 from fedjax_tx.types import Cohort, Execution, LocalWork, PyTree
 
 _MAX_ROUNDS_PER_CALL = 32
-_MAX_SCHEDULE_BYTES = 64 * 2**20
+_MAX_SCHEDULE_BYTES = 4 * 2**20  # of a call: rounds so large that this holds few of them do not feel what a call costs
 
 
 class RoundState(NamedTuple):

@@ -1,6 +1,8 @@
 """FederatedDataset: grouping, selecting and mapping by their laws, files by their round trip, errors by messages."""
 
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -238,3 +240,34 @@ def test_map_refuses_columns_that_change_between_blocks(data, monkeypatch):
 def test_wrong_types_are_named(build, name):
     with pytest.raises(TypeError, match=name):
         build()
+
+
+OPENED = """
+import json, sys, time
+from pathlib import Path
+from fedjax_tx.data import FederatedDataset
+
+began = time.perf_counter()
+data = FederatedDataset.open(sys.argv[1])
+seconds = time.perf_counter() - began
+data.describe()
+client = data.client(999_999)["x"].sum().item()
+status = Path("/proc/self/status").read_text()
+peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
+print(json.dumps({"seconds": seconds, "peak": peak, "clients": data.num_clients, "client": client}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory where Linux tells it")
+def test_a_million_clients_open_in_a_second_and_a_gigabyte(tmp_path):
+    clients, examples, features = 1_000_000, 5, 64
+    rows = np.broadcast_to(np.ones(features, np.float32), (clients * examples, features))
+    data = FederatedDataset.from_offsets({"x": rows}, examples * np.arange(clients + 1))
+    data.save(tmp_path / "clients")
+    assert (tmp_path / "clients" / "column_0.npy").stat().st_size > 1.2e9
+    run = subprocess.run([sys.executable, "-c", OPENED, str(tmp_path / "clients")], capture_output=True, text=True, check=True)
+    said = json.loads(run.stdout)
+    assert (said["clients"], said["client"]) == (clients, examples * features)
+    assert said["seconds"] < 1
+    assert said["peak"] < 1e9

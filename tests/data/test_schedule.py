@@ -1,9 +1,12 @@
 """Schedules by their laws: every example of every epoch once, lanes never shared, room for every cohort, order from names."""
 
+import time
+
 import numpy as np
 import pytest
 
-from fedjax_tx.data.cohort import as_cohort
+from fedjax_tx import prng
+from fedjax_tx.data.cohort import as_cohort, uniform_cohorts
 from fedjax_tx.data.schedule import count_steps, make_schedule, plan_capacity, stack, useful_share
 from fedjax_tx.types import Cohort, LocalWork
 
@@ -83,9 +86,8 @@ def check_laws(sizes, work, ids, lanes, **options):
     return schedule
 
 
-@pytest.mark.parametrize("case", range(60))
-def test_laws_hold_for_random_sizes_lanes_batches_and_work(case):
-    generator = np.random.default_rng(case)
+def random_work(case, generator) -> tuple[np.ndarray, LocalWork]:
+    """Sizes of up to 11 clients and a local work of one of the four kinds."""
     num_clients = int(generator.integers(1, 12))
     sizes = np.minimum(generator.lognormal(1.0, 1.2, num_clients), 40).astype(int)
     amount = [
@@ -94,11 +96,83 @@ def test_laws_hold_for_random_sizes_lanes_batches_and_work(case):
         {"epochs": generator.integers(0, 4, num_clients)},
         {"steps": generator.integers(0, 9, num_clients)},
     ][case % 4]
-    work = LocalWork(batch_size=int(generator.integers(1, 7)), shuffle=bool(case % 3), **amount)
+    return sizes, LocalWork(batch_size=int(generator.integers(1, 7)), shuffle=bool(case % 3), **amount)
+
+
+@pytest.mark.parametrize("case", range(60))
+def test_laws_hold_for_random_sizes_lanes_batches_and_work(case):
+    generator = np.random.default_rng(case)
+    sizes, work = random_work(case, generator)
+    num_clients = sizes.size
     most = int(generator.integers(0, num_clients + 1))
     for lanes in (1, 2, 3, 5, 16):
         cohort = generator.permutation(num_clients)[: generator.integers(0, most + 1)]
         check_laws(sizes, work, cohort.tolist(), lanes, max_clients=most, round_number=case)
+
+
+def order_by_hand(sizes, work, ids, seed, round_number) -> list[int]:
+    """The rows of a cohort, client after client and epoch after epoch, from the whole population's table of steps."""
+    steps, rows = count_steps(sizes, work)
+    order = []
+    for client in ids.tolist():
+        first, size, taken = int(sizes[:client].sum()), int(sizes[client]), []
+        for epoch in range(-(-int(rows[client]) // max(size, 1))):
+            within = np.arange(size)
+            if work.shuffle:
+                within = within[np.argsort(prng.host_bits(seed, "shuffle", round_number, client, epoch, within), kind="stable")]
+            taken += (first + within).tolist()
+        order += taken[: rows[client]]
+    return order
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_a_cohorts_rows_are_those_found_client_by_client_in_the_whole_population(case):
+    generator = np.random.default_rng(case)
+    sizes, work = random_work(case, generator)
+    ids = generator.permutation(sizes.size)[: generator.integers(1, sizes.size + 1)]
+    schedule = plan(sizes, work, ids, seed=case, round_number=case + 1)
+    want = order_by_hand(sizes, work, ids, case, case + 1)
+    assert schedule.order[: len(want)].tolist() == want
+    steps, _ = count_steps(sizes, work)
+    assert schedule.num_steps[: ids.size].tolist() == steps[ids].tolist()
+
+
+def seconds_of_a_round(num_clients: int) -> float:
+    """The least time in which 100 of so many clients of 10 examples are drawn and scheduled."""
+    offsets = 10 * np.arange(num_clients + 1)
+    work = LocalWork(batch_size=5, epochs=np.ones(num_clients, int))
+    capacity = plan_capacity(np.diff(offsets), work, 100, 8)
+    source = uniform_cohorts(100)
+    state, generator, took = source.init(num_clients), np.random.default_rng(0), []
+    for number in range(20):
+        began = time.perf_counter()
+        ids, state = source.select(state, generator, None)
+        make_schedule(as_cohort(ids, num_clients, 100), offsets, work, capacity, 0, number)
+        took.append(time.perf_counter() - began)
+    return min(took)
+
+
+def test_a_round_costs_the_host_the_same_in_a_population_of_a_thousand_and_of_two_million():
+    assert seconds_of_a_round(2_000_000) < 5 * seconds_of_a_round(1_000)
+
+
+def test_a_schedule_looks_up_no_client_but_its_cohort():
+    offsets, work, cohort = 3 * np.arange(10), LocalWork(batch_size=2), as_cohort([7, 2], 9, 2)
+    capacity = plan_capacity(np.diff(offsets), work, 2, 1)
+    want = make_schedule(cohort, offsets, work, capacity, 0, 0)
+    nonsense = np.full(10, -1_000_000)
+    nonsense[[2, 3, 7, 8]] = offsets[[2, 3, 7, 8]]
+    have = make_schedule(cohort, nonsense, work, capacity, 0, 0)
+    for name in want._fields[:-1]:
+        np.testing.assert_array_equal(getattr(have, name), getattr(want, name))
+
+
+@pytest.mark.parametrize("amount", ["epochs", "steps"])
+def test_a_schedule_refuses_work_for_another_number_of_clients(amount):
+    work = LocalWork(batch_size=2, **{amount: np.array([1, 2])})
+    capacity = plan_capacity(np.array([1, 1]), work, 2, 1)
+    with pytest.raises(ValueError, match=f"expected {amount} to have 3 entries, one for each client, got '2 entries'"):
+        make_schedule(as_cohort([0, 1], 3, 2), np.arange(4), work, capacity, 0, 0)
 
 
 def test_capacities_hold_the_most_demanding_cohorts():

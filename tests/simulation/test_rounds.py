@@ -152,10 +152,11 @@ def test_a_seed_given_to_init_is_the_experiments():
 @pytest.mark.parametrize(
     ("seconds", "chosen", "tried"),
     [
-        ({1: 4.0, 2: 2.0, 4: 1.0}, 4, [1, 2, 4]),
-        ({1: 4.0, 2: 2.0, 4: 2.1}, 2, [1, 2, 4]),
-        ({1: 1.0, 2: 2.0}, 1, [1, 2]),
-        ({1: 1.0, 2: 1.05, 4: 0.5}, 4, [1, 2, 4]),
+        ({1: 4.0, 2: 2.0, 4: 1.0, 8: 0.5, 16: 0.4}, 16, [1, 2, 4, 8, 16]),
+        ({1: 4.0, 2: 2.0, 4: 2.1, 8: 2.1, 16: 2.1}, 2, [1, 2, 4, 8, 16]),
+        ({1: 1.0, 2: 2.0, 4: 2.0}, 1, [1, 2, 4]),  # worse twice in a row
+        ({1: 4.0, 2: 2.0, 4: 3.0, 8: 1.0, 16: 1.05}, 8, [1, 2, 4, 8, 16]),  # worse once: a bump
+        ({1: 1.0, 2: 1.05, 4: 0.5, 8: 1.0, 16: 1.0}, 4, [1, 2, 4, 8, 16]),
     ],
 )
 def test_automatic_lanes_are_the_fastest_power_of_two_up_to_the_cohort(monkeypatch, seconds, chosen, tried):
@@ -167,8 +168,21 @@ def test_automatic_lanes_are_the_fastest_power_of_two_up_to_the_cohort(monkeypat
 
     monkeypatch.setattr(auto, "probe", probe)
     monkeypatch.setattr(auto, "fits", lambda candidate: True)
-    round_fn = ftx.make_round(problems.experiment())  # six clients
-    assert (round_fn.num_lanes, seen) == (chosen, tried)
+    round_fn = ftx.make_round(problems.experiment(train=problems.ragged_clients(3 * problems.SIZES)))  # 18 clients
+    assert (round_fn.num_lanes, list(dict.fromkeys(seen))) == (chosen, tried)
+
+
+def test_a_machine_that_became_slower_does_not_end_the_search(monkeypatch):
+    probed = []
+
+    def probe(candidate):
+        probed.append(candidate.num_lanes)
+        return (10.0 if len(probed) > 1 else 1.0) / candidate.num_lanes  # other work begins after the first probe
+
+    monkeypatch.setattr(auto, "probe", probe)
+    monkeypatch.setattr(auto, "fits", lambda candidate: True)
+    assert ftx.make_round(problems.experiment()).num_lanes == 4
+    assert probed == [1, 2, 1, 4]
 
 
 def test_automatic_lanes_that_do_not_fit_are_not_tried(monkeypatch):
@@ -202,10 +216,11 @@ def test_rounds_per_call_bound_a_call():
 
 def test_automatic_rounds_per_call_shrink_with_the_schedule():
     assert ftx.make_round(problems.experiment(), ftx.Execution(num_lanes=1)).rounds_per_call == 32
-    rows = 1_500_000
+    rows = 100_000
     large = ftx.data.FederatedDataset.from_offsets({"x": np.zeros(rows, np.int8)}, [0, rows])
     experiment = problems.experiment(train=large, local=ftx.data.LocalWork(batch_size=100, epochs=2))
-    assert ftx.make_round(experiment, ftx.Execution(num_lanes=1)).rounds_per_call == 5
+    # Words of a round: 200,000 rows, 4 x 2,000 in the grid, 2 x 2,000 bounds and 8 of the client; 4 MiB hold 4 of them.
+    assert ftx.make_round(experiment, ftx.Execution(num_lanes=1)).rounds_per_call == 4
 
 
 # ---- cohorts
