@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tx import check
@@ -11,9 +10,10 @@ from fedjax_tx.data import FederatedDataset
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import make_schedule, plan_capacity
 from fedjax_tx.simulation.experiment import Experiment
+from fedjax_tx.simulation.mesh import place, resolve_mesh
 from fedjax_tx.simulation.round import pass_work, resolve, run_evaluation
 from fedjax_tx.simulation.rounds import RoundState, hyper_arrays, weighted_mean
-from fedjax_tx.types import Cohort, LocalWork
+from fedjax_tx.types import Cohort, Execution, LocalWork
 
 _ROWS_AT_ONCE = 64
 _PERCENTILES = (10, 50, 90)
@@ -21,7 +21,9 @@ _PERCENTILES = (10, 50, 90)
 ClientMetrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callable[[RoundState], ClientMetrics]:
+def make_evaluation(
+    experiment: Experiment, dataset: FederatedDataset, execution: Execution | None = None
+) -> Callable[[RoundState], ClientMetrics]:
     """Makes ``evaluate(state) -> {name: (value[client], weight[client])}`` for the clients of a data set.
 
     Each client is scored by the algorithm's evaluation pass on all its examples. One whose id is among the training clients
@@ -29,6 +31,7 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callab
 
     Args:
       experiment: says the algorithm. dataset: the clients to score; its columns are those of the training data.
+      execution: on which mesh; its other settings do not matter here.
 
     Errors: ``ValueError`` if the columns differ from the training data's in name, dtype or shape.
 
@@ -46,23 +49,27 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callab
     """
     check.instance("experiment", experiment, Experiment, "an Experiment")
     check.instance("dataset", dataset, FederatedDataset, "a FederatedDataset")
+    execution = Execution() if execution is None else execution
+    check.instance("execution", execution, Execution, "an Execution")
     _check_columns(experiment.train, dataset)
     algorithm = resolve(experiment.make_algorithm, experiment.hyper)
     work = pass_work(algorithm.evaluation, evaluation_work(experiment, dataset))
     lanes = max(1, _ROWS_AT_ONCE // work.batch_size)
-    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes)
+    mesh = resolve_mesh(execution)
+    devices = None if mesh is None else mesh.size
+    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes, devices=devices)
     cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)
-    schedule = jax.device_put(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0))
-    columns = {name: jax.device_put(column) for name, column in dataset.columns.items()}
-    rows = jnp.asarray(match_clients(dataset.client_ids, experiment.train.client_ids), jnp.int32)
+    schedule = place(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0), mesh)
+    columns = place(dict(dataset.columns), mesh)
+    rows = place(match_clients(dataset.client_ids, experiment.train.client_ids).astype(np.int32), mesh)
     hyper = hyper_arrays(experiment.hyper)
 
     def evaluate(state: RoundState) -> ClientMetrics:
         seed = np.uint32(state.seed)
         population = experiment.train.num_clients
         maker = experiment.make_algorithm
-        metrics = run_evaluation(maker, work.batch_size, population, hyper, seed, state.device, rows, columns, schedule)
-        return jax.device_get(metrics)
+        arrays = (hyper, seed, place(state.device, mesh), rows, columns, schedule)
+        return jax.device_get(run_evaluation(maker, work.batch_size, population, *arrays, mesh))
 
     return evaluate
 
