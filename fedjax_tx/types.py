@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from fedjax_tx import check
@@ -312,9 +313,11 @@ class Execution:
     """How an experiment runs; never what it computes.
 
     Args:
-      num_lanes: clients trained side by side (at most the cohort's size is used), or ``"auto"``: memory analysis caps it and
-        a short timed probe chooses.
+      num_lanes: clients trained side by side on each device (at most what the cohort fills), or ``"auto"``: memory analysis
+        caps it and a short timed probe chooses.
       rounds_per_call: rounds in one call of the compiled program, or ``"auto"``.
+      mesh: the devices over which the lanes are spread: a mesh of one axis, None for one device, or ``"auto"`` for all local
+        devices. Data and state are on each of them.
       debug: one lane and no compilation; the first NaN raises ``FloatingPointError`` with its client, round, pass and step.
         The other settings do not matter then.
 
@@ -325,6 +328,7 @@ class Execution:
 
     num_lanes: int | Literal["auto"] = "auto"
     rounds_per_call: int | Literal["auto"] = "auto"
+    mesh: Mesh | Literal["auto"] | None = "auto"
     debug: bool = False
 
     def __post_init__(self):
@@ -335,6 +339,12 @@ class Execution:
                     check.fail_value(name, "to be an integer >= 1 or 'auto'", value)
             else:
                 check.integer(name, value, low=1)
+        if isinstance(self.mesh, str) and self.mesh != "auto":
+            check.fail_value("mesh", "to be a jax.sharding.Mesh, None or 'auto'", self.mesh)
+        if not isinstance(self.mesh, (Mesh, str, type(None))):
+            check.fail_type("mesh", "a jax.sharding.Mesh, None or 'auto'", self.mesh)
+        if isinstance(self.mesh, Mesh) and len(self.mesh.axis_names) != 1:
+            check.fail_value("mesh", "to have one axis", dict(self.mesh.shape))
         check.boolean("debug", self.debug)
 
 

@@ -35,7 +35,14 @@ TABLE = {
         {"metric": "test/loss", "patience": 1},
         {"metric": text, "mode": [1, "low"], "target": ["low", float("nan")], "patience": count},
     ),
-    ftx.Execution: ({}, {"num_lanes": [1.5, 0, "many"], "rounds_per_call": [1.5, 0, "many"], "debug": ["yes"]}),
+    ftx.Execution: (
+        {},
+        {
+            **dict.fromkeys(["num_lanes", "rounds_per_call"], [1.5, 0, "many"]),
+            "mesh": [2, "many", jax.sharding.Mesh(np.array([[jax.devices()[0]]]), ("model", "clients"))],
+            "debug": ["yes"],
+        },
+    ),
     ftx.Experiment: (
         {"make_algorithm": problems.make_fed_avg, "train": DATA, "cohorts": ftx.data.all_clients(), "local": EXPERIMENT.local},
         {
@@ -47,7 +54,7 @@ TABLE = {
             "seed": [0.5, -1, 2**32],
         },
     ),
-    ftx.make_evaluation: ({"experiment": EXPERIMENT, "dataset": DATA}, {"experiment": [3], "dataset": [3]}),
+    ftx.make_evaluation: ({"experiment": EXPERIMENT, "dataset": DATA}, {"experiment": [3], "dataset": [3], "execution": [4]}),
     ftx.make_round: ({"experiment": EXPERIMENT}, {"experiment": [3], "execution": [4]}),
     ftx.run: (
         {"experiment": EXPERIMENT, "rounds": 1, "evaluate": {"test": DATA}},
@@ -92,6 +99,7 @@ TABLE = {
         {"batch_size": count, "epochs": [0.5, 0], "steps": [0.5, 0], "shuffle": ["yes"]},
     ),
     ftx.data.all_clients: ({}, {}),
+    ftx.devices.use_all_cores: ({}, {}),
     ftx.data.async_cohorts: (
         {"durations": [1.0, 2.0], "concurrency": 2, "buffer_size": 1, "max_staleness": 3},
         {"durations": [["slow"], [1.0, 0.0]], "concurrency": count, "buffer_size": count, "max_staleness": ["4", -1]},
@@ -220,7 +228,7 @@ def public_functions() -> dict[str, object]:
     """Functions and records that users call, by name; not what runs inside compiled code, nor plain tuples of functions."""
     inside = {"add_metrics", "batch_gradient", "batch_loss", "batch_metrics", "client_weight", "masked_mean", "no_metrics"}
     found = {}
-    for module in (ftx, ftx.data, ftx.models, ftx.tasks, ftx.algorithms, ftx.aggregation, ftx.clients, ftx.report):
+    for module in (ftx, ftx.data, ftx.devices, ftx.models, ftx.tasks, ftx.algorithms, ftx.aggregation, ftx.clients, ftx.report):
         for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
             value = getattr(module, name)
             ours = getattr(value, "__module__", "").startswith("fedjax_tx") and callable(value)

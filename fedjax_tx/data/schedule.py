@@ -7,6 +7,8 @@ its cost is the same in a population of a thousand and of a million.
 
 Rows a client trains on are consecutive in ``order``, so a batch is just (first, count): the schedule's size is that of the
 examples, not of ticks x lanes x batch.
+
+On a mesh, clients are packed over the lanes of all devices at once, and each device gets the ticks and events of its own lanes.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ class Schedule(NamedTuple):
     ``order`` the lane's batch starts, how many real rows it has (0: dry), which slot of the cohort it serves, and which of that
     client's steps it is. starts, finishes [tick + 1]: the events of tick t are starts[t]..starts[t + 1] of start_lane and
     start_slot [client]; a finish comes after the tick's step. ids, num_examples, num_steps, version [client]: the cohort.
+    On a mesh, the fields named by ``PER_DEVICE`` have a leading device axis.
     """
 
     num_ticks: np.ndarray
@@ -49,13 +52,23 @@ class Schedule(NamedTuple):
     covariates: dict[str, np.ndarray]
 
 
+PER_DEVICE = (
+    *("num_ticks", "first", "count", "slot", "step"),
+    *("starts", "start_lane", "start_slot", "finishes", "finish_lane", "finish_slot"),
+)
+
+
 class Capacity(NamedTuple):
-    """Sizes of a schedule's arrays: an upper bound for every cohort that can come, so that one program serves them all."""
+    """Sizes of a schedule's arrays: an upper bound for every cohort that can come, so that one program serves them all.
+
+    lanes: of each device. devices: the length of the device axis; None: there is no such axis, and one device.
+    """
 
     clients: int
     lanes: int
     ticks: int
     rows: int
+    devices: int | None = None
 
 
 def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndarray]:
@@ -76,17 +89,23 @@ def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndar
     return steps, epochs * sizes + np.minimum(rest * work.batch_size, sizes)
 
 
-def plan_capacity(sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int, repeats: bool = False) -> Capacity:
-    """Returns capacities that hold any cohort of at most ``max_clients`` clients, distinct unless ``repeats``."""
+def plan_capacity(
+    sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int, repeats: bool = False, devices: int | None = None
+) -> Capacity:
+    """Returns capacities that hold any cohort of at most ``max_clients`` clients, distinct unless ``repeats``.
+
+    ``num_lanes`` is that of each device.
+    """
     steps, rows = count_steps(sizes, work)
     busiest = _largest(np.maximum(steps, 1), max_clients)
     longest_rows = _largest(rows, max_clients)
     if repeats:  # a client that comes more than once counts each time, and any may be the largest
         busiest = np.full(max_clients, busiest.max(initial=1))
         longest_rows = np.full(max_clients, longest_rows.max(initial=0))
-    lanes = max(1, min(num_lanes, max_clients))
-    ticks = min(int(busiest.sum()), -(-int(busiest.sum()) // lanes) + int(busiest.max(initial=1)))
-    return Capacity(max(1, max_clients), lanes, max(1, ticks), max(1, int(longest_rows.sum())))
+    lanes = max(1, min(num_lanes, -(-max_clients // (devices or 1))))
+    in_all = lanes * (devices or 1)
+    ticks = min(int(busiest.sum()), -(-int(busiest.sum()) // in_all) + int(busiest.max(initial=1)))
+    return Capacity(max(1, max_clients), lanes, max(1, ticks), max(1, int(longest_rows.sum())), devices)
 
 
 def make_schedule(
@@ -100,20 +119,25 @@ def make_schedule(
 
     Returns: a ``Schedule``; a client without a step holds its lane for one empty tick.
     """
-    ids, capacity_clients, lanes = cohort.ids, capacity.clients, capacity.lanes
+    ids, capacity_clients, devices = cohort.ids, capacity.clients, capacity.devices or 1
     sizes = offsets[ids + 1] - offsets[ids]
     steps, rows = count_steps(sizes, _work_of(work, ids, len(offsets) - 1))
     spans = np.maximum(steps, 1)
-    lane, start = _pack(spans, lanes)
-    num_ticks = int((start + spans).max(initial=0))
+    # Lanes are dealt out in turn, so that a cohort that doesn't fill them leaves no device idle.
+    number, start = _pack(spans, devices * capacity.lanes)
+    lane, device = np.divmod(number, devices)
+    num_ticks = np.zeros(devices, np.int32)
+    np.maximum.at(num_ticks, device, start + spans)
     starts = np.concatenate([[0], np.cumsum(rows)])
     order = np.zeros(capacity.rows, np.int32)
     order[: starts[-1]] = _order(ids, offsets[ids], sizes, rows, starts, work.shuffle, seed, round_number)
-    grid = np.zeros((4, capacity.ticks, lanes), np.int32)
-    _fill(grid, lane, start, spans, sizes, starts[:-1], rows, work.batch_size)
-    first, count, slot, step = grid
-    start_bounds, start_lane, start_slot = _events(start, lane, capacity)
-    finish_bounds, finish_lane, finish_slot = _events(start + spans - 1, lane, capacity)
+    grid = np.zeros((4, devices, capacity.ticks, capacity.lanes), np.int32)
+    _fill(grid, device, lane, start, spans, sizes, starts[:-1], rows, work.batch_size)
+    begin = [_events(start, lane, device == one, capacity) for one in range(devices)]
+    end = [_events(start + spans - 1, lane, device == one, capacity) for one in range(devices)]
+    arrays = (num_ticks, *grid, *map(np.stack, zip(*begin, strict=True)), *map(np.stack, zip(*end, strict=True)))
+    if capacity.devices is None:
+        arrays = tuple(array.reshape(array.shape[1:]) for array in arrays)
 
     def pad(values, dtype=np.int32):
         out = np.zeros((capacity_clients, *values.shape[1:]), dtype)
@@ -121,19 +145,9 @@ def make_schedule(
         return out
 
     return Schedule(
-        num_ticks=np.asarray(num_ticks, np.int32),
+        **dict(zip(PER_DEVICE, arrays, strict=True)),
         num_clients=np.asarray(ids.size, np.int32),
         order=order,
-        first=first,
-        count=count,
-        slot=slot,
-        step=step,
-        starts=start_bounds,
-        start_lane=start_lane,
-        start_slot=start_slot,
-        finishes=finish_bounds,
-        finish_lane=finish_lane,
-        finish_slot=finish_slot,
         ids=pad(ids),
         num_examples=pad(sizes),
         num_steps=pad(steps),
@@ -144,8 +158,8 @@ def make_schedule(
 
 def useful_share(schedule: Schedule, batch_size: int) -> float:
     """Returns real examples over slots: the share of the lanes' batch rows that hold an example, 0 for no work."""
-    slots = int(schedule.num_ticks) * schedule.count.shape[-1] * batch_size
-    return float(schedule.count[: int(schedule.num_ticks)].sum() / slots) if slots else 0.0
+    slots = int(schedule.num_ticks.sum()) * schedule.count.shape[-1] * batch_size  # what lies behind a device's ticks is 0
+    return float(schedule.count.sum() / slots) if slots else 0.0
 
 
 def stack(schedules: list[Schedule], length: int) -> Schedule:
@@ -213,8 +227,8 @@ def _order(ids, first_rows, sizes, rows, starts, shuffle, seed, round_number) ->
     return shuffled[np.arange(starts[-1]) + np.repeat(full_starts - starts[:-1], rows)]
 
 
-def _fill(grid, lane, start, spans, sizes, row_starts, rows, batch_size) -> None:
-    """Writes first, count, slot and step of every (tick, lane) that is busy into ``grid`` [4, tick, lane]."""
+def _fill(grid, device, lane, start, spans, sizes, row_starts, rows, batch_size) -> None:
+    """Writes first, count, slot and step of every (device, tick, lane) that is busy into ``grid`` [4, device, tick, lane]."""
     client = np.repeat(np.arange(spans.size), spans)
     step = np.arange(client.size) - np.repeat(np.cumsum(spans) - spans, spans)
     per_epoch = np.maximum(-(-sizes // batch_size), 1)[client]
@@ -222,15 +236,18 @@ def _fill(grid, lane, start, spans, sizes, row_starts, rows, batch_size) -> None
     taken = epoch * sizes[client] + within * batch_size
     count = np.minimum(batch_size, sizes[client] - within * batch_size)
     count = np.clip(np.minimum(count, rows[client] - taken), 0, None)
-    where = (start[client] + step, lane[client])
+    where = (device[client], start[client] + step, lane[client])
     for values, target in zip((row_starts[client] + taken, count, client, step), grid, strict=True):
         target[where] = values
 
 
-def _events(tick: np.ndarray, lane: np.ndarray, capacity: Capacity) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Groups one event for each client by tick: (bounds [tick + 1], lane [client], slot [client])."""
-    by_tick = np.argsort(tick, kind="stable")
-    bounds = np.searchsorted(tick[by_tick], np.arange(capacity.ticks + 1)).astype(np.int32)
+def _events(
+    tick: np.ndarray, lane: np.ndarray, mine: np.ndarray, capacity: Capacity
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups one event for each client of a device by tick: (bounds [tick + 1], lane [client], slot [client])."""
+    slots = np.flatnonzero(mine)
+    slots = slots[np.argsort(tick[slots], kind="stable")]
+    bounds = np.searchsorted(tick[slots], np.arange(capacity.ticks + 1)).astype(np.int32)
     padded = np.zeros((2, capacity.clients), np.int32)
-    padded[:, : tick.size] = lane[by_tick], by_tick
+    padded[:, : slots.size] = lane[slots], slots
     return bounds, padded[0], padded[1]

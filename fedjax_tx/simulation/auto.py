@@ -3,7 +3,7 @@
 Candidates are powers of two up to the cohort's size. Each is compiled (which tells its memory) and timed for a few ticks of a
 real schedule; what a round would take is the time of a tick times the ticks of the cohorts at hand, so lanes that run dry are
 counted. The search stops when more lanes no longer fit, or were worse twice in a row (once may be a bump) than the best so far,
-which is timed again then: other work on the machine may have come since.
+which is timed again then: other work on the machine may have come since. On a mesh the number is that of each device's lanes.
 """
 
 import os
@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.round import run_rounds
@@ -23,13 +24,13 @@ _MEMORY_SHARE = 0.8
 _WORSE, _ENOUGH_WORSE = 1.1, 2
 
 
-def choose_lanes(experiment: Experiment, execution: Execution, columns: dict) -> RoundFunction:
+def choose_lanes(experiment: Experiment, execution: Execution, columns: dict, mesh: Mesh | None) -> RoundFunction:
     """Returns the round function with the number of lanes whose rounds take the least time."""
     most = experiment.cohorts.max_clients(experiment.train.num_clients)
-    best = build_round(experiment, columns, 1, execution.rounds_per_call)
+    best = build_round(experiment, columns, 1, execution.rounds_per_call, mesh)
     best_seconds, lanes, worse = probe(best), 2, 0
-    while lanes <= most and worse < _ENOUGH_WORSE:
-        candidate = build_round(experiment, columns, lanes, execution.rounds_per_call)
+    while lanes * (1 if mesh is None else mesh.size) <= most and worse < _ENOUGH_WORSE:
+        candidate = build_round(experiment, columns, lanes, execution.rounds_per_call, mesh)
         if not fits(candidate):
             break
         seconds = probe(candidate)
@@ -48,22 +49,23 @@ def fits(round_fn: RoundFunction) -> bool:
     state = round_fn.init()
     compiled = run_rounds.lower(*round_fn.arguments(state, round_fn.plan(state, 1))).compile()
     memory = compiled.memory_analysis()
-    return memory is None or memory.output_size_in_bytes + memory.temp_size_in_bytes < _MEMORY_SHARE * free_bytes()
+    share = free_bytes() if round_fn.mesh is None else free_bytes(round_fn.mesh.local_mesh.size)
+    return memory is None or memory.output_size_in_bytes + memory.temp_size_in_bytes < _MEMORY_SHARE * share
 
 
-def free_bytes() -> int:
-    """Returns the memory free on the first device; on CPU, what the operating system has available."""
+def free_bytes(num_devices: int = 1) -> int:
+    """Returns the memory free on the first device; on CPU, a device's share of what the operating system has available."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // num_devices
 
 
 def probe(round_fn: RoundFunction) -> float:
     """Returns the seconds that a round is expected to take, from a few ticks of its compiled program."""
     state = round_fn.init()
     plan = round_fn.plan(state, 1)
-    full = [int(planned[0].num_ticks) for planned in plan.schedules]
+    full = [int(planned[0].num_ticks.max()) for planned in plan.schedules]
 
     def seconds(ticks: int) -> float:
         cut = tuple([one._replace(num_ticks=np.minimum(one.num_ticks, ticks)) for one in p] for p in plan.schedules)

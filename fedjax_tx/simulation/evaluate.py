@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from fedjax_tx import check
@@ -13,9 +13,10 @@ from fedjax_tx.data import FederatedDataset
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Schedule, make_schedule, plan_capacity
 from fedjax_tx.simulation.experiment import Experiment
+from fedjax_tx.simulation.mesh import place, resolve_mesh
 from fedjax_tx.simulation.round import pass_work, resolve, run_evaluation
 from fedjax_tx.simulation.rounds import RoundState, hyper_arrays, weighted_mean
-from fedjax_tx.types import Cohort, LocalWork
+from fedjax_tx.types import Cohort, Execution, LocalWork
 
 _ROWS_AT_ONCE = 64
 _PERCENTILES = (10, 50, 90)
@@ -23,7 +24,9 @@ _PERCENTILES = (10, 50, 90)
 ClientMetrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callable[[RoundState], ClientMetrics]:
+def make_evaluation(
+    experiment: Experiment, dataset: FederatedDataset, execution: Execution | None = None
+) -> Callable[[RoundState], ClientMetrics]:
     """Makes ``evaluate(state) -> {name: (value[client], weight[client])}`` for the clients of a data set.
 
     Each client is scored by the algorithm's evaluation pass on all its examples. One whose id is among the training clients
@@ -31,6 +34,7 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callab
 
     Args:
       experiment: says the algorithm. dataset: the clients to score; its columns are those of the training data.
+      execution: on which mesh; its other settings do not matter here.
 
     Errors: ``ValueError`` if the columns differ from the training data's in name, dtype or shape.
 
@@ -46,13 +50,13 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset) -> Callab
       >>> weight.tolist()
       [2.0, 2.0]
     """
-    plan = plan_evaluation(experiment, dataset)
+    plan = plan_evaluation(experiment, dataset, execution)
     hyper, population, maker = hyper_arrays(experiment.hyper), experiment.train.num_clients, experiment.make_algorithm
 
     def evaluate(state: RoundState) -> ClientMetrics:
         seed, batch_size = np.uint32(state.seed), plan.batch_size
-        given = (plan.rows, plan.columns, plan.schedule)
-        return jax.device_get(run_evaluation(maker, batch_size, population, hyper, seed, state.device, *given))
+        given = (hyper, seed, place(state.device, plan.mesh), plan.rows, plan.columns, plan.schedule)
+        return jax.device_get(run_evaluation(maker, batch_size, population, *given, plan.mesh))
 
     return evaluate
 
@@ -64,22 +68,27 @@ class EvaluationPlan(NamedTuple):
     rows: Int[Array, " slot"]
     columns: dict[str, Array]
     schedule: Schedule
+    mesh: Mesh | None
 
 
-def plan_evaluation(experiment: Experiment, dataset: FederatedDataset) -> EvaluationPlan:
+def plan_evaluation(experiment: Experiment, dataset: FederatedDataset, execution: Execution | None = None) -> EvaluationPlan:
     """Checks that a data set can be scored, and packs its clients into lanes."""
     check.instance("experiment", experiment, Experiment, "an Experiment")
     check.instance("dataset", dataset, FederatedDataset, "a FederatedDataset")
+    execution = Execution() if execution is None else execution
+    check.instance("execution", execution, Execution, "an Execution")
     _check_columns(experiment.train, dataset)
     algorithm = resolve(experiment.make_algorithm, experiment.hyper)
     work = pass_work(algorithm.evaluation, evaluation_work(experiment, dataset))
     lanes = max(1, _ROWS_AT_ONCE // work.batch_size)
-    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes)
+    mesh = resolve_mesh(execution)
+    devices = None if mesh is None else mesh.size
+    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes, devices=devices)
     cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)
-    schedule = jax.device_put(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0))
-    columns = {name: jax.device_put(column) for name, column in dataset.columns.items()}
-    rows = jnp.asarray(match_clients(dataset.client_ids, experiment.train.client_ids), jnp.int32)
-    return EvaluationPlan(work.batch_size, rows, columns, schedule)
+    schedule = place(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0), mesh)
+    columns = place(dict(dataset.columns), mesh)
+    rows = place(match_clients(dataset.client_ids, experiment.train.client_ids).astype(np.int32), mesh)
+    return EvaluationPlan(work.batch_size, rows, columns, schedule, mesh)
 
 
 def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:

@@ -5,12 +5,15 @@ whose client is done hand over (``finish``, ``encode``, ``receive``, accumulate)
 loops over the schedule's events: not under ``vmap`` (which would select among all lanes at every tick) and not under ``cond``
 (which a sweep's ``vmap`` would turn into a select). The loops' counts are traced, so a program serves every cohort that fits.
 
+On a mesh each device runs this loop over its own lanes, for its own number of ticks; what they collected comes together once,
+after the loop (``mesh.py``).
+
 A client whose update or weight is not finite takes no part: it is handed over with weight 0, its states stay as they were, and
 ``PassEnd.not_finite`` says so.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from jaxtyping import Array, Bool, Key
 
 from fedjax_tx import prng, tree
 from fedjax_tx.data.schedule import Schedule
+from fedjax_tx.simulation.mesh import join
 from fedjax_tx.types import BatchShapes, ClientInfo, Linear, Metrics, Pass, PyTree, Rows, Stacked, Totals
 
 
@@ -67,6 +71,7 @@ def run_pass(
     schedule: Schedule,
     batch_size: int,
     population,
+    axis: Any = None,
     watch: Watch | None = None,
 ) -> PassEnd:
     """Runs one pass; traced inside a jitted program.
@@ -74,7 +79,8 @@ def run_pass(
     Args:
       a_pass: the trainer and the aggregator. columns: the whole data set, dict of [row, ...] arrays.
       schedule: who runs where and when. batch_size: rows of a batch. population: clients in the data set.
-      watch: looks at every client's values; for one lane that runs uncompiled.
+      axis: the mesh's axis, where this runs on each device of a mesh. watch: looks at every client's values; for one lane that
+        runs uncompiled.
     """
     infos = _client_infos(schedule, columns, batch_size, begin.pass_key)
     local, summand, metrics = result_shapes(a_pass, begin, infos)
@@ -98,11 +104,23 @@ def run_pass(
 
     lanes = tree.zeros(local, (num_lanes,))
     _, collected = lax.fori_loop(0, schedule.num_ticks, tick, (lanes, collected))
+    if axis is not None:
+        collected = _join_devices(collected, schedule, stacked, axis)
     valid = collected.weights > 0
     totals = Totals(collected.weights.sum(), valid.sum(), jnp.int32(schedule.num_clients), jnp.int32(population))
     reduced = Rows(collected.summands, collected.weights, valid) if stacked else collected.summands
     states = collected.client_states, collected.encoder_states
     return PassEnd(reduced, totals, *states, collected.metrics, collected.not_finite)
+
+
+def _join_devices(collected: _Collected, schedule: Schedule, stacked: bool, axis: Any) -> _Collected:
+    """What all devices collected, on each of them: sums are added, rows come from the device that served the slot."""
+    sums, rows = ((), collected) if stacked else (collected.summands, collected._replace(summands=()))
+    capacity = schedule.ids.shape[0]
+    slots = jnp.where(jnp.arange(capacity) < schedule.finishes[-1], schedule.finish_slot, capacity)
+    served = jnp.zeros(capacity, bool).at[slots].set(True, mode="drop")
+    sums, rows = join(sums, rows, served, axis)
+    return rows if stacked else rows._replace(summands=sums)
 
 
 def result_shapes(a_pass: Pass, begin: PassStart, infos: ClientInfo) -> tuple[PyTree, PyTree, PyTree]:

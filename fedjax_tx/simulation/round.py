@@ -11,11 +11,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt
 
 from fedjax_tx import check, prng, tree
 from fedjax_tx.data.schedule import Schedule
 from fedjax_tx.simulation.lanes import PassEnd, PassStart, Watch, batch_shapes, run_pass, update_shapes
+from fedjax_tx.simulation.mesh import axis_name, run_on_each
 from fedjax_tx.types import (
     ClientInfo,
     FederatedAlgorithm,
@@ -107,64 +109,76 @@ def run_rounds_uncompiled(
     columns: dict[str, Array],
     schedules: tuple[Schedule, ...],
     population: Int[Array, ""],
+    mesh: Mesh | None = None,
     watch: Watch | None = None,
 ) -> tuple[DeviceState, RoundOutput]:
     """Runs ``num_rounds`` rounds from round ``first_round``; ``run_rounds`` is this, jitted.
 
     Args:
       schedules: for each pass, the rounds' schedules stacked along a leading axis; its length is the capacity of a call.
-      population: how many clients the data set has.
+      population: how many clients the data set has. mesh: the devices that share the lanes; all else each of them does alike.
       watch: looks at concrete values on the way (see ``debug.py``); for one lane under ``jax.disable_jit()``.
 
     Returns: the state, and the rounds' outputs stacked along that axis (only the first ``num_rounds`` count).
     """
-    algorithm = resolve(make_algorithm, hyper)
-    key = prng.fold(jax.random.key(seed), "round")
 
-    def one_round(state, number):
-        round_key = prng.fold(key, first_round + number)
-        schedule = tree.take(schedules, number)
-        return _one_round(algorithm, batch_sizes, round_key, state, columns, schedule, population, watch)
+    def rounds(schedules, hyper, seed, first_round, num_rounds, state, columns, population):
+        algorithm = resolve(make_algorithm, hyper)
+        key = prng.fold(jax.random.key(seed), "round")
 
-    def body(number, carry):
-        state, outputs = carry
-        state, output = one_round(state, number)
-        return state, tree.put(outputs, number, output)
+        def one_round(state, number):
+            round_key = prng.fold(key, first_round + number)
+            schedule = tree.take(schedules, number)
+            return _one_round(algorithm, batch_sizes, round_key, state, columns, schedule, population, axis_name(mesh), watch)
 
-    capacity = schedules[0].num_ticks.shape[0]
-    _, output = jax.eval_shape(one_round, state, jnp.int32(0))
-    return lax.fori_loop(0, num_rounds, body, (state, tree.zeros(output, (capacity,))))
+        def body(number, carry):
+            state, outputs = carry
+            state, output = one_round(state, number)
+            return state, tree.put(outputs, number, output)
+
+        capacity = schedules[0].num_ticks.shape[0]
+        _, output = jax.eval_shape(one_round, state, jnp.int32(0))
+        return lax.fori_loop(0, num_rounds, body, (state, tree.zeros(output, (capacity,))))
+
+    arrays = (hyper, seed, first_round, num_rounds, state, columns, population)
+    return run_on_each(mesh, rounds, schedules, *arrays, device_axis=1)
 
 
-run_rounds = jax.jit(run_rounds_uncompiled, static_argnames=("make_algorithm", "batch_sizes", "watch"))
+run_rounds = jax.jit(run_rounds_uncompiled, static_argnames=("make_algorithm", "batch_sizes", "mesh", "watch"))
 
 
-@partial(jax.jit, static_argnames=("make_algorithm", "batch_size", "population"))
+@partial(jax.jit, static_argnames=("make_algorithm", "batch_size", "population", "mesh"))
 def run_evaluation(
-    make_algorithm, batch_size: int, population: int, hyper, seed, state: DeviceState, rows, columns, schedule
+    make_algorithm, batch_size: int, population: int, hyper, seed, state: DeviceState, rows, columns, schedule, mesh=None
 ) -> Metrics:
     """Scores a data set's clients: ``{name: (value[slot], weight[slot])}``.
 
     ``rows`` [slot] says which of the training clients each is; -1, one that was never trained, gets a first state.
     """
-    algorithm = resolve(make_algorithm, hyper)
-    key = prng.fold(jax.random.key(seed), "evaluation")
-    a_pass = algorithm.evaluation
-    broadcast = a_pass.broadcast(state.server)
-    clients = tree.take(state.clients, jnp.maximum(rows, 0))
-    fresh = algorithm.passes[0].trainer.init_state(algorithm.passes[0].broadcast(state.server), key)
-    clients = jax.tree.map(lambda have, new: jnp.where((rows >= 0).reshape(-1, *[1] * new.ndim), have, new), clients, fresh)
-    begin = PassStart(broadcast, (), clients, (), prng.fold(key, "round"), prng.fold(key, "pass"))
-    return run_pass(a_pass, begin, columns, schedule, batch_size, population).metrics
+
+    def score(schedule, hyper, seed, state, rows, columns):
+        algorithm = resolve(make_algorithm, hyper)
+        key = prng.fold(jax.random.key(seed), "evaluation")
+        a_pass, first = algorithm.evaluation, algorithm.passes[0]
+        broadcast = a_pass.broadcast(state.server)
+        clients = tree.take(state.clients, jnp.maximum(rows, 0))
+        fresh = first.trainer.init_state(first.broadcast(state.server), key)
+        known = rows >= 0
+        clients = jax.tree.map(lambda have, new: jnp.where(known.reshape(-1, *[1] * new.ndim), have, new), clients, fresh)
+        begin = PassStart(broadcast, (), clients, (), prng.fold(key, "round"), prng.fold(key, "pass"))
+        return run_pass(a_pass, begin, columns, schedule, batch_size, population, axis_name(mesh)).metrics
+
+    return run_on_each(mesh, score, schedule, hyper, seed, state, rows, columns)
 
 
-def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population, watch):
+def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population, axis, watch):
     said: tuple[dict, dict, dict] = ({}, {}, {})
     empty, not_finite = jnp.bool_(False), jnp.zeros(schedules[0].ids.shape[0], bool)
     for number, (a_pass, schedule) in enumerate(zip(algorithm.passes, schedules, strict=True)):
         pass_key = prng.fold(round_key, "pass", number)
         watch_pass = None if watch is None else partial(watch, number)
-        end = _run_clients(a_pass, number, pass_key, batch_sizes[number], state, columns, schedule, population, watch_pass)
+        begin = _begin(a_pass, number, pass_key, state, schedule)
+        end = run_pass(a_pass, begin, columns, schedule, batch_sizes[number], population, axis, watch_pass)
         state, nobody, server_said, decode_said = _update_server(a_pass, number, pass_key, state, end, schedule)
         if watch_pass is not None:
             watch_pass("the server's state", state.server)
@@ -175,8 +189,8 @@ def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, pop
     return state, RoundOutput(*said, end.totals, empty, not_finite)
 
 
-def _run_clients(a_pass: Pass, number, pass_key, batch_size, state: DeviceState, columns, schedule, population, watch) -> PassEnd:
-    begin = PassStart(
+def _begin(a_pass: Pass, number, pass_key, state: DeviceState, schedule) -> PassStart:
+    return PassStart(
         a_pass.broadcast(state.server),
         state.aggregators[number],
         tree.take(state.clients, schedule.ids),
@@ -184,7 +198,6 @@ def _run_clients(a_pass: Pass, number, pass_key, batch_size, state: DeviceState,
         prng.fold(pass_key, "aggregate"),
         prng.fold(pass_key, "clients"),
     )
-    return run_pass(a_pass, begin, columns, schedule, batch_size, population, watch)
 
 
 def _update_server(a_pass: Pass, number, pass_key, state: DeviceState, end: PassEnd, schedule):

@@ -1,6 +1,6 @@
 """Rounds for a user's own loop, and for ``ftx.run``: the host's side of the compiled program.
 
-The host selects cohorts and packs them into schedules; the device does the rest. The data stays on the device.
+The host selects cohorts and packs them into schedules; the devices do the rest. The data stays on them.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_tx import check, prng
 from fedjax_tx.aggregation import check_max_clients
@@ -17,6 +18,7 @@ from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity, stack, useful_share
 from fedjax_tx.simulation.debug import run_round_watched
 from fedjax_tx.simulation.experiment import Experiment
+from fedjax_tx.simulation.mesh import place, resolve_mesh
 from fedjax_tx.simulation.round import DeviceState, init_state, pass_work, resolve, run_rounds
 from fedjax_tx.types import Cohort, Execution, LocalWork, PyTree
 
@@ -84,6 +86,7 @@ class RoundFunction:
     num_lanes: int
     rounds_per_call: int
     max_version: int
+    mesh: Mesh | None = None
     debug: bool = False
 
     def init(self, seed: int | None = None, init_params: PyTree = None) -> RoundState:
@@ -94,7 +97,7 @@ class RoundFunction:
         hyper, batch_size = hyper_arrays(experiment.hyper), self.works[0].batch_size
         maker = experiment.make_algorithm
         device = init_state(maker, population, batch_size, hyper, np.uint32(seed), init_params, self.columns)
-        return RoundState(device, experiment.cohorts.init(population), seed, 0)
+        return RoundState(place(device, self.mesh), experiment.cohorts.init(population), seed, 0)
 
     def __call__(self, state: RoundState) -> tuple[RoundState, RoundInfo]:
         """Runs one round."""
@@ -142,10 +145,11 @@ class RoundFunction:
             np.uint32(state.seed),
             np.int32(state.round),
             np.int32(len(plan.cohorts)),
-            state.device,
+            state.device if self.mesh is None else place(state.device, self.mesh),
             self.columns,
             tuple(stack(planned, self.rounds_per_call) for planned in plan.schedules),
             np.int32(experiment.train.num_clients),
+            self.mesh,
         )
 
     def _refuse_repeats(self, cohort: Cohort, device: DeviceState) -> None:
@@ -186,16 +190,19 @@ def make_round(experiment: Experiment, execution: Execution | None = None) -> Ro
     check.instance("experiment", experiment, Experiment, "an Experiment")
     execution = Execution() if execution is None else execution
     check.instance("execution", execution, Execution, "an Execution")
-    columns = {name: jax.device_put(column) for name, column in experiment.train.columns.items()}
+    mesh = resolve_mesh(execution)
+    columns = place(dict(experiment.train.columns), mesh)
     if execution.debug:
         return dataclasses.replace(build_round(experiment, columns, 1, 1), debug=True)
     if execution.num_lanes == "auto":
-        return choose_lanes(experiment, execution, columns)
-    return build_round(experiment, columns, execution.num_lanes, execution.rounds_per_call)
+        return choose_lanes(experiment, execution, columns, mesh)
+    return build_round(experiment, columns, execution.num_lanes, execution.rounds_per_call, mesh)
 
 
-def build_round(experiment: Experiment, columns: dict, num_lanes: int, rounds_per_call: int | str) -> RoundFunction:
-    """Makes the round function for a given number of lanes."""
+def build_round(
+    experiment: Experiment, columns: dict, num_lanes: int, rounds_per_call: int | str, mesh: Mesh | None = None
+) -> RoundFunction:
+    """Makes the round function for a given number of lanes a device."""
     train, source = experiment.train, experiment.cohorts
     source.init(train.num_clients)  # refuses a source that doesn't fit the data, before anything compiles
     most = source.max_clients(train.num_clients)
@@ -206,14 +213,16 @@ def build_round(experiment: Experiment, columns: dict, num_lanes: int, rounds_pe
     for a_pass in algorithm.passes:
         check_max_clients(a_pass.aggregator, most)
     works = tuple(pass_work(a_pass, experiment.local) for a_pass in algorithm.passes)
-    capacities = tuple(plan_capacity(train.client_sizes, work, most, num_lanes, source.repeats) for work in works)
+    devices = None if mesh is None else mesh.size
+    capacities = tuple(plan_capacity(train.client_sizes, work, most, num_lanes, source.repeats, devices) for work in works)
     if rounds_per_call == "auto":
-        words = sum(c.rows + 4 * c.ticks * c.lanes + 2 * c.ticks + 8 * c.clients for c in capacities)
+        own = sum(4 * c.ticks * c.lanes + 2 * c.ticks + 4 * c.clients for c in capacities)
+        words = sum(c.rows + 4 * c.clients for c in capacities) + (devices or 1) * own
         rounds_per_call = max(1, min(_MAX_ROUNDS_PER_CALL, _MAX_SCHEDULE_BYTES // (4 * words)))
     if source.reads_metrics:
         rounds_per_call = 1
     lanes = max(capacity.lanes for capacity in capacities)
-    return RoundFunction(experiment, works, capacities, columns, lanes, int(rounds_per_call), algorithm.max_version)
+    return RoundFunction(experiment, works, capacities, columns, lanes, int(rounds_per_call), algorithm.max_version, mesh)
 
 
 def hyper_arrays(hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from fedjax_tx import check, tree
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment, RoundFunction, RoundInfo, RoundState, make_evaluation, make_round, summarise
 from fedjax_tx.simulation.evaluate import ClientMetrics
+from fedjax_tx.simulation.mesh import place, resolve_mesh
 from fedjax_tx.simulation.rounds import build_round
 from fedjax_tx.training import records
 from fedjax_tx.training.directory import Start, Store, no_store, open_store, read_choices, writing
@@ -105,9 +105,9 @@ def run(
     execution = Execution() if execution is None else execution
     check_run(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress)
     directory = None if run_dir is None else Path(run_dir)
-    columns = {name: jax.device_put(column) for name, column in experiment.train.columns.items()}
-    first = build_round(experiment, columns, 1, 1).init(init_params=init_params)
-    evaluators = {name: make_evaluation(experiment, data) for name, data in evaluate.items()}
+    mesh = resolve_mesh(execution)
+    first = build_round(experiment, place(dict(experiment.train.columns), mesh), 1, 1, mesh).init(init_params=init_params)
+    evaluators = {name: make_evaluation(experiment, data, execution) for name, data in evaluate.items()}
     store, start = no_store(), Start(first, new_ledger(), [])
     if directory is not None:
         description = records.describe(experiment, first, evaluate, evaluate_every, config or {})

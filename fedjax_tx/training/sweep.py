@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_tx import check, tree
 from fedjax_tx.data import FederatedDataset
@@ -141,12 +142,13 @@ def sweep(
         check.integer("settings_at_once", settings_at_once, low=1)
     cells = _read_grid(experiment, grid)
     _refuse(experiment, execution)
+    execution = dataclasses.replace(execution, mesh=None)
     for cell in cells:
         resolve(experiment.make_algorithm, _hyper_of(experiment, cell))
     first = _single(experiment, cells[0], vary_cohort)
     columns = {name: jax.device_put(column) for name, column in experiment.train.columns.items()}
     first_state = build_round(first, columns, 1, 1).init(init_params=init_params)
-    evaluations = {name: plan_evaluation(first, data) for name, data in evaluate.items()}
+    evaluations = {name: plan_evaluation(first, data, execution) for name, data in evaluate.items()}
     directory = None if run_dir is None else Path(run_dir)
     description: dict[str, Any] = {}
     if directory is not None:
@@ -204,6 +206,8 @@ def _refuse(experiment: Experiment, execution: Execution) -> None:
         check.fail_value("the experiment's cohorts", expected, experiment.cohorts.description)
     if execution.debug:
         check.fail_value("execution", "without debug, which follows one run: ftx.run", execution)
+    if isinstance(execution.mesh, Mesh):
+        check.fail_value("execution", "without a mesh: the settings of a sweep share one device", execution)
 
 
 def _hyper_of(experiment: Experiment, cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,7 +296,7 @@ def _run_rounds(setup: _Setup, settings: Settings, state: RoundState, count: int
     """Runs some rounds of every setting; gives for each setting what there is to see of them."""
     round_fn = setup.round_fn
     plan = round_fn.plan(state, count)
-    maker, batch_sizes, _, _, *rest = round_fn.arguments(state, plan)
+    maker, batch_sizes, _, _, *rest, _ = round_fn.arguments(state, plan)
     device, output = run_settings(maker, batch_sizes, settings, *rest)
     output = jax.device_get(output)
     num_settings = output.empty.shape[0]
@@ -344,7 +348,7 @@ def _program_bytes(setup: _Setup, piece: _Piece) -> int:
     settings = _settings(setup, piece)
     device = jax.eval_shape(lambda: _init(setup, settings, len(piece.numbers)))
     state = RoundState(device, _cohort_state(setup), piece.seed, 0)
-    maker, batch_sizes, _, _, *rest = setup.round_fn.arguments(state, setup.round_fn.plan(state, 1))
+    maker, batch_sizes, _, _, *rest, _ = setup.round_fn.arguments(state, setup.round_fn.plan(state, 1))
     memory = run_settings.lower(maker, batch_sizes, settings, *rest).compile().memory_analysis()
     return 0 if memory is None else memory.output_size_in_bytes + memory.temp_size_in_bytes
 

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_tx import prng
 from fedjax_tx.data.cohort import as_cohort, uniform_cohorts
-from fedjax_tx.data.schedule import count_steps, make_schedule, plan_capacity, stack, useful_share
+from fedjax_tx.data.schedule import PER_DEVICE, count_steps, make_schedule, plan_capacity, stack, useful_share
 from fedjax_tx.types import Cohort, LocalWork
 
 
@@ -341,3 +341,41 @@ def test_stacked_schedules_repeat_the_last_to_fill_up():
     assert stacked.num_clients.tolist() == [1, 2, 2, 2]
     np.testing.assert_array_equal(stacked.order[0], one.order)
     np.testing.assert_array_equal(stacked.order[3], two.order)
+
+
+@pytest.mark.parametrize(("devices", "lanes"), [(1, 2), (3, 2), (4, 1), (8, 2)])
+def test_the_lanes_of_a_mesh_are_those_of_one_device_dealt_out_in_turn(devices, lanes):
+    sizes, work = np.array([9, 0, 4, 7, 1, 12, 3, 5]), LocalWork(batch_size=2, epochs=2)
+    cohort, offsets = as_cohort([6, 0, 3, 1, 5, 4], 8, 7), np.append(0, np.cumsum(sizes))
+    capacity = plan_capacity(sizes, work, 7, lanes, devices=devices)
+    # With room for no more than 7 clients, 8 devices have one lane each.
+    assert capacity.lanes == min(lanes, -(-7 // devices))
+    mesh = make_schedule(cohort, offsets, work, capacity, 5, 2)
+    one = make_schedule(cohort, offsets, work, capacity._replace(lanes=devices * capacity.lanes, devices=None), 5, 2)
+    for name in ("first", "count", "slot", "step"):
+        assert getattr(mesh, name).shape == (devices, capacity.ticks, capacity.lanes)
+        for device in range(devices):
+            np.testing.assert_array_equal(getattr(mesh, name)[device], getattr(one, name)[:, device::devices])
+    for kind in ("start", "finish"):
+        names = ("starts" if kind == "start" else "finishes", f"{kind}_lane", f"{kind}_slot")
+        wanted = events(*(getattr(one, name) for name in names))
+        got = [
+            (tick, lane * devices + device, slot)
+            for device in range(devices)
+            for tick, lane, slot in events(*(getattr(mesh, name)[device] for name in names))
+        ]
+        assert sorted(got) == sorted(wanted) and len(got) == 6
+        last = [max((tick for tick, lane, _ in wanted if lane % devices == device), default=-1) for device in range(devices)]
+        if kind == "finish":  # each device has its own number of ticks
+            assert mesh.num_ticks.tolist() == [tick + 1 for tick in last]
+    for name in set(one._fields) - set(PER_DEVICE) - {"covariates"}:
+        np.testing.assert_array_equal(getattr(mesh, name), getattr(one, name))
+
+
+def test_a_cohort_smaller_than_the_lanes_leaves_no_device_idle():
+    sizes, work = np.full(8, 4), LocalWork(batch_size=2)
+    capacity = plan_capacity(sizes, work, 8, 4, devices=2)
+    schedule = make_schedule(as_cohort([0, 1, 2, 3], 8, 8), np.arange(9) * 4, work, capacity, 0, 0)
+    assert schedule.num_ticks.tolist() == [2, 2]
+    # 16 examples in 2 devices x 2 ticks x 4 lanes x 2 rows.
+    assert useful_share(schedule, 2) == 0.5

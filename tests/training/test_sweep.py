@@ -218,7 +218,7 @@ def program(name):
         experiment.make_algorithm, experiment.train.num_clients, 2, len(cells), settings, None, round_fn.columns
     )
     state = RoundState(device, experiment.cohorts.init(experiment.train.num_clients), 0, 0)
-    maker, batch_sizes, _, _, *rest = round_fn.arguments(state, round_fn.plan(state, 1))
+    maker, batch_sizes, _, _, *rest, _ = round_fn.arguments(state, round_fn.plan(state, 1))
     return device, lambda num_rounds: run_settings(maker, batch_sizes, settings, rest[0], num_rounds, *rest[2:])
 
 

@@ -1,0 +1,217 @@
+# ruff: noqa: E402  eight devices come before all else
+"""What a mesh of eight CPU devices computes, against one device; run by ``test_mesh.py`` in a process that has eight.
+
+Prints a JSON dict. ``apart`` is the largest difference between two results, in units of the tolerance 1e-6 + 1e-4 |value|.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training"), str(ROOT)]
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import runs
+
+import fedjax_tx as ftx
+from fedjax_tx import aggregation as agg
+
+ROUNDS = 3
+DEVICES = jax.devices()
+EIGHT, FIVE = (jax.sharding.Mesh(DEVICES[:count], ("device",)) for count in (8, 5))
+TWO = jax.make_mesh((2,), ("clients",), devices=DEVICES[:2])  # with whatever axis type JAX gives it
+COHORTS = ftx.data.fixed_cohorts([[0, 1, 2, 3, 4, 5], [3, 5, 2], [], [4]])
+TASK = problems.LOGISTIC
+COMPILED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **kwargs: COMPILED.append(event) if "backend_compile" in event else None
+)
+
+
+def play(experiment, mesh, num_lanes=1, rounds_per_call=ROUNDS, rounds=ROUNDS):
+    """The last state and what all rounds said, as plain arrays by path."""
+    execution = ftx.Execution(num_lanes=num_lanes, rounds_per_call=rounds_per_call, mesh=mesh)
+    round_fn = ftx.make_round(experiment, execution)
+    state, infos = round_fn.init(), []
+    while state.round < rounds:
+        state, more = round_fn.run(state, min(round_fn.rounds_per_call, rounds - state.round))
+        infos += more
+    seen = [info._replace(useful=0.0) for info in infos]  # lanes may be fuller or emptier
+    return state, {**runs.leaves(state.device), **runs.leaves([info._asdict() for info in seen])}
+
+
+def apart(left: dict, right: dict) -> float:
+    assert list(left) == list(right)
+    worst = 0.0
+    for name, one in left.items():
+        other = right[name]
+        assert one.shape == other.shape and one.dtype == other.dtype, name
+        if one.size and one.dtype.kind in "iub":
+            worst = max(worst, 0.0 if (one == other).all() else np.inf)
+        elif one.size:
+            one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+            assert (np.isnan(one) == np.isnan(other)).all(), name
+            both = np.isfinite(one) | np.isfinite(other)
+            worst = max(worst, np.max(np.abs(one - other)[both] / (1e-6 + 1e-4 * np.abs(one[both])), initial=0.0))
+    return float(worst)
+
+
+def compare(experiment, *others) -> dict:
+    """One device with two lanes against each (mesh, lanes a device), and how far the parameters moved at all."""
+    state, one = play(experiment, None, 2)
+    start = ftx.make_round(experiment, ftx.Execution(num_lanes=1, mesh=None)).init()
+    moved = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (start.device, state.device)), strict=True)
+                if jnp.issubdtype(a.dtype, jnp.floating) and a.size)  # fmt: skip
+    return {"moved": float(moved), "apart": [apart(one, play(experiment, *other)[1]) for other in others or [(EIGHT, 1)]]}
+
+
+def fed_avg(aggregator):
+    return ftx.algorithms.fed_avg(TASK, optax.sgd(0.1, momentum=0.9), aggregator=aggregator)
+
+
+def noisy():
+    return agg.chain(agg.clip_norm(1.0), agg.fixed_mean(3.0), agg.gaussian_noise(0.1))
+
+
+def integers():
+    """Sums of random integers of several types; they wrap around."""
+
+    def encode(update, weight, shared, client_state, client_key, round_key):
+        bits = jax.random.bits(client_key, (5,), jnp.uint32)
+        return {name: bits.astype(name) for name in ("int32", "uint8", "int16")}, weight, client_state
+
+    def decode(reduced, totals, state, key):
+        return reduced, state, reduced
+
+    return problems.one_pass(problems.recorder(1), agg.nothing()._replace(encode=encode, decode=decode))
+
+
+def keeping():
+    """A client that keeps a key, a flag, a small integer, and floats whose bits a sum with zero would change."""
+    odd = {str(dtype.__name__): jnp.array([-0.0, jnp.nan, jnp.inf], dtype) for dtype in (jnp.float32, jnp.bfloat16)}
+
+    def init_state(broadcast, key):
+        return {"key": key, "flag": jnp.bool_(False), "small": jnp.int8(0), "odd": jax.tree.map(jnp.zeros_like, odd)}
+
+    def finish(broadcast, info, local):
+        state = {**local, "flag": ~local["flag"], "small": local["small"] - 1, "odd": odd}
+        return ftx.ClientResult({}, ftx.clients.client_weight(info), state, {})
+
+    take = ftx.ClientTrainer(init_state, lambda b, info, state: state, lambda b, info, local, *_: local, finish)
+    return problems.one_pass(take)
+
+
+def fed_buff():
+    cohorts = ftx.data.async_cohorts([1, 2, 5, 3, 4, 2], concurrency=4, buffer_size=2, max_staleness=6)
+    algorithm = ftx.algorithms.fed_buff(TASK, optax.sgd(0.1), max_staleness=6)
+    return problems.experiment(algorithm, cohorts=cohorts)
+
+
+MEAN = fed_avg(agg.mean())
+
+
+def methods() -> dict:
+    """Each reduction, state, pass and start, over more devices than clients and over fewer."""
+    algorithms = {
+        "mean": (MEAN, (EIGHT, 1), (TWO, 2)),
+        "median": (fed_avg(agg.median()), (FIVE, 1)),
+        "noise": (fed_avg(noisy()), (EIGHT, 1)),
+        "error feedback": (fed_avg(agg.chain(agg.top_k(0.5), agg.mean())), (FIVE, 1)),
+        "integers": (integers(), (TWO, 1)),
+        "scaffold": (ftx.algorithms.scaffold(TASK, 0.1), (FIVE, 1)),
+        "ditto": (ftx.algorithms.ditto(TASK, optax.sgd(0.1), 0.1, 0.5), (FIVE, 1)),
+        "mime": (ftx.algorithms.mime(TASK, optax.sgd(0.1, momentum=0.9)), (EIGHT, 1)),
+    }
+    told = {name: compare(problems.experiment(one, cohorts=COHORTS), *others) for name, (one, *others) in algorithms.items()}
+    told["fed_buff"] = compare(fed_buff(), (FIVE, 1))
+    return told
+
+
+def bits(state) -> dict:
+    return {name: array.tobytes().hex() for name, array in runs.leaves(state.device.clients).items()}
+
+
+def kept() -> dict:
+    """Whether states come back bit for bit."""
+    experiment = problems.experiment(keeping(), cohorts=COHORTS)
+    one, many = (bits(play(experiment, mesh)[0]) for mesh in (None, EIGHT))
+    return {"same": one == many, "change": bits(play(experiment, EIGHT, rounds=1)[0]) != one, "leaves": sorted(one)}
+
+
+def evaluations() -> dict:
+    """Of a state that keeps personal models, wherever it was made; more clients than devices."""
+    experiment = problems.experiment(ftx.algorithms.ditto(TASK, optax.sgd(0.1), 0.1, 0.5))
+    data = problems.ragged_clients((1, 40, 0, 2, 9, 9, 3, 30, 7, 8, 11), seed=7)
+    state = {"one": play(experiment, None)[0], "eight": play(experiment, EIGHT)[0]}
+    scores = {}
+    for name, where, mesh in (("one", "one", None), ("same", "eight", EIGHT), ("less", "eight", TWO)):
+        evaluate = ftx.make_evaluation(experiment, data, ftx.Execution(mesh=mesh))
+        scores[name] = runs.leaves(dict(evaluate(state[where])))
+    told = {name: apart(scores["one"], scores[name]) for name in ("same", "less")}
+    return {**told, "names": sorted(scores["one"])}
+
+
+def resumed(directory: Path) -> dict:
+    """A run on a mesh, stopped after three rounds and gone on with, on the same mesh and on another."""
+    told = {}
+
+    def run(rounds, name, mesh):
+        execution = ftx.Execution(num_lanes=1, rounds_per_call=2, mesh=mesh)
+        return runs.run(rounds, directory / name, execution=execution)
+
+    whole = run(6, "whole", EIGHT)
+    run(3, "same", EIGHT)
+    shutil.copytree(directory / "same", directory / "another")
+    for name, mesh in (("same", EIGHT), ("another", TWO)):
+        again = run(6, name, mesh)
+        ours, theirs = ({**runs.leaves(r.state.device), **runs.leaves(r.client_metrics)} for r in (whole, again))
+        same = all(a.tobytes() == b.tobytes() for a, b in zip(ours.values(), theirs.values(), strict=True))
+        history = all(runs.same_record(a, b) for a, b in zip(whole.history, again.history, strict=True))
+        told[name] = {"same": same and history, "apart": apart(ours, theirs)}
+    return told
+
+
+def executions() -> dict:
+    """How a mesh is chosen, what compiles, and where things are."""
+    experiment = problems.experiment(MEAN, cohorts=COHORTS)
+    round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=32, rounds_per_call=ROUNDS))
+    state, infos = round_fn.run(round_fn.init(), ROUNDS)
+    before = len(COMPILED)
+    state, _ = round_fn.run(state, 1)
+    compiled = len(COMPILED) - before
+    leaf = jax.tree.leaves(state.device.server)[0]
+    auto = ftx.make_round(experiment, ftx.Execution(mesh=TWO, rounds_per_call=ROUNDS))
+    debugged = ftx.make_round(experiment, ftx.Execution(debug=True))
+    return {
+        "compiled": compiled,
+        "auto": [auto.num_lanes, auto.mesh.size],
+        "all": [round_fn.mesh.size, round_fn.num_lanes, len(leaf.sharding.device_set)],
+        "useful": infos[0].useful,
+        "debug": [debugged.mesh is None, debugged.num_lanes],
+    }
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        told = {
+            "methods": methods(),
+            "kept": kept(),
+            "evaluations": evaluations(),
+            "resumed": resumed(Path(directory)),
+            "executions": executions(),
+        }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""A mesh never changes what is computed; JAX has one device here, so ``mesh_runs.py`` computes in a process with eight."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+METHODS = ["mean", "median", "noise", "error feedback", "scaffold", "ditto", "mime", "fed_buff"]
+
+
+@pytest.fixture(scope="module")
+def told():
+    script = Path(__file__).parent / "mesh_runs.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("method", [*METHODS, "integers"])
+def test_rounds_over_a_mesh_are_those_of_one_device(told, method):
+    # Rounds of 6 clients, of 3 and of none; states, parameters and every client's metrics.
+    assert max(told["methods"][method]["apart"]) < 1
+    assert told["methods"].keys() == {*METHODS, "integers"}
+
+
+def test_sums_of_integers_over_a_mesh_are_those_of_one_device_bit_for_bit(told):
+    assert told["methods"]["integers"]["apart"] == [0.0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_rounds_compared_train(told, method):
+    assert told["methods"][method]["moved"] > 0.01
+
+
+def test_client_states_come_back_bit_for_bit(told):
+    # Keys, flags, small integers, and floats that adding zero would change.
+    assert told["kept"]["same"]
+    assert told["kept"]["change"]  # from round to round
+    assert len(told["kept"]["leaves"]) == 5
+
+
+def test_evaluations_over_a_mesh_are_those_of_one_device(told):
+    assert max(told["evaluations"][name] for name in ("same", "less")) < 1
+    assert "['loss'][0]" in told["evaluations"]["names"]
+
+
+def test_a_run_resumed_on_the_same_mesh_is_the_uninterrupted_one_bit_for_bit(told):
+    assert told["resumed"]["same"] == {"same": True, "apart": 0.0}
+
+
+def test_a_run_resumed_on_another_mesh_is_the_same_to_tolerance(told):
+    assert told["resumed"]["another"]["apart"] < 1
+
+
+def test_the_second_call_over_a_mesh_compiles_nothing(told):
+    assert told["executions"]["compiled"] == 0
+
+
+def test_lanes_are_counted_by_device_and_chosen_by_measuring(told):
+    lanes, devices = told["executions"]["auto"]
+    assert devices == 2 and lanes in (1, 2)
+
+
+def test_by_default_all_local_devices_share_the_lanes(told):
+    # Six clients over eight devices: one lane each, whatever was asked for; the state is on all of them.
+    assert told["executions"]["all"] == [8, 1, 8]
+    assert 0 < told["executions"]["useful"] <= 1
+
+
+def test_debugging_runs_on_one_device_and_one_lane(told):
+    assert told["executions"]["debug"] == [True, 1]
