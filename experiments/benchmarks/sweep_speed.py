@@ -33,7 +33,8 @@ import fedjax_tx as ftx
 class Settings:
     """What is measured.
 
-    works: which. num_settings: learning rates, from 0.01 to 0.1. at_once: how many side by side. repeats: turns; the median is
+    works: which. num_settings: learning rates, from 0.01 to 0.1. at_once: how many side by side (of several, only the first
+    shows its whole compilation: the others find parts of it done). repeats: turns; the median is
     shown, and the lowest and highest. rounds_c, rounds_a: rounds of a sweep. lanes_c, lanes_a: lanes of each run.
     out: a JSON file for the figures.
     """

@@ -31,6 +31,7 @@ from fedjax_tx.training.run import SECONDS_A_CALL, check_run, round_record, summ
 from fedjax_tx.types import Execution, PyTree
 
 _MEMORY_SHARE = 0.8
+_PROBE_SECONDS = 0.1
 
 
 class SweepResult(NamedTuple):
@@ -116,7 +117,8 @@ def sweep(
       grid: ``{name: values}``; names are those of ``experiment.hyper``, and ``"seed"``.
       evaluate, init_params, evaluate_every, progress: as for ``ftx.run``. execution: how each run goes, as there.
       run_dir: where to leave the histories of settings, piece by piece; a sweep found there goes on after its last piece.
-      settings_at_once: settings side by side; by default as many as the memory analysis of the program allows.
+      settings_at_once: settings side by side; by default as many as the memory analysis of the program allows, or one after
+        another where a short timed probe finds that faster (a large model on a CPU falls out of its caches).
       vary_cohort: whether a seed of the grid names cohorts and data orders too, as in a single run. If not, all settings have
         those of the experiment's own seed, and all seeds run side by side; parameters, noise and dropout differ still.
 
@@ -158,7 +160,7 @@ def sweep(
     setup = _Setup(experiment, cells, rounds, evaluate_every, init_params, round_fn, evaluations, vary_cohort)
     groups = _groups(experiment, cells, vary_cohort)
     if settings_at_once == "auto":
-        settings_at_once = _settings_that_fit(setup, groups[0])
+        settings_at_once = _choose_at_once(setup, groups[0])
     done: dict[int, list[dict[str, Any]]] = {}
     if directory is not None:
         choices = {"num_lanes": round_fn.num_lanes, "rounds_per_call": round_fn.rounds_per_call}
@@ -329,6 +331,38 @@ def _init(setup: _Setup, settings: Settings, num_settings: int):
 
 def _cohort_state(setup: _Setup) -> PyTree:
     return setup.experiment.cohorts.init(setup.experiment.train.num_clients)
+
+
+def _choose_at_once(setup: _Setup, group: _Piece) -> int:
+    """As many settings side by side as fit, or one after another if that is faster."""
+    most = _settings_that_fit(setup, group)
+    if most == 1:
+        return 1
+    together, alone = (_seconds_a_setting(setup, _Piece(group.numbers[:width], group.seed)) for width in (most, 1))
+    return most if together <= alone else 1
+
+
+def _seconds_a_setting(setup: _Setup, piece: _Piece) -> float:
+    """Seconds of a tick of each setting, from some ticks of the first round."""
+    settings, num_settings = _settings(setup, piece), len(piece.numbers)
+    state = RoundState(_init(setup, settings, num_settings), _cohort_state(setup), piece.seed, 0)
+    plan = setup.round_fn.plan(state, 1)
+    most = max(1, *(int(planned[0].num_ticks) for planned in plan.schedules))
+
+    def seconds(ticks: int) -> float:
+        device = jax.block_until_ready(_init(setup, settings, num_settings))  # the program takes it over
+        cut = tuple([one._replace(num_ticks=np.minimum(one.num_ticks, ticks)) for one in p] for p in plan.schedules)
+        arguments = setup.round_fn.arguments(state._replace(device=device), plan._replace(schedules=cut))
+        maker, batch_sizes, _, _, *rest = arguments
+        began = time.perf_counter()
+        jax.block_until_ready(run_settings(maker, batch_sizes, settings, *rest))
+        return time.perf_counter() - began
+
+    seconds(1)  # compiles
+    ticks = 1
+    while (taken := seconds(ticks)) < _PROBE_SECONDS and ticks < most:
+        ticks = min(2 * ticks, most)
+    return taken / ticks / num_settings
 
 
 def _settings_that_fit(setup: _Setup, group: _Piece) -> int:

@@ -94,7 +94,7 @@ def assert_same_history(left, right):
 def swept():
     """FedAvg over three rates and two seeds, all of a seed side by side."""
     experiment, grid = experiment_of("fed_avg")
-    return sweep(experiment, grid, evaluate={"test": TEST})
+    return sweep(experiment, grid, evaluate={"test": TEST}, settings_at_once=3)
 
 
 # ---- a cell is its single run
@@ -104,7 +104,7 @@ def swept():
 def test_each_cell_is_its_single_run(name):
     experiment, grid = experiment_of(name)
     evaluate = {"test": experiment.train} if name in ("fed_avg", "scaffold") else {}
-    result = sweep(experiment, grid, evaluate=evaluate)
+    result = sweep(experiment, grid, evaluate=evaluate, settings_at_once=9)
     assert len(result.settings) == np.prod([len(values) for values in grid.values()])
     for cell, history in zip(result.settings, result.history, strict=True):
         assert_same_history(history, single(experiment, cell, evaluate=evaluate))
@@ -120,7 +120,7 @@ def test_a_setting_that_diverges_harms_no_other(swept):
 
 def test_a_seed_names_the_cohorts_too_unless_told_otherwise(swept):
     experiment, grid = experiment_of("fed_avg")
-    shared = sweep(experiment, grid, evaluate={"test": TEST}, vary_cohort=False)
+    shared = sweep(experiment, grid, evaluate={"test": TEST}, vary_cohort=False, settings_at_once=6)
     examples = [[line["examples"] for line in lines] for lines in shared.history]
     assert examples == [examples[0]] * len(examples)
     varied = {tuple(line["examples"] for line in lines) for lines in swept.history}
@@ -134,7 +134,7 @@ def test_a_seed_names_the_cohorts_too_unless_told_otherwise(swept):
 def test_seeds_side_by_side_are_single_runs_where_no_cohort_and_no_order_depends_on_them():
     local = ftx.data.LocalWork(batch_size=2, epochs=2, shuffle=False)
     experiment = problems.experiment(make_private, hyper={"clip": 0.5, "noise": 0.5}, local=local)
-    result = sweep(experiment, {"seed": [0, 1, 2]}, vary_cohort=False)
+    result = sweep(experiment, {"seed": [0, 1, 2]}, vary_cohort=False, settings_at_once=3)
     for cell, history in zip(result.settings, result.history, strict=True):
         assert_same_history(history, single(experiment, cell))
 
@@ -142,7 +142,7 @@ def test_seeds_side_by_side_are_single_runs_where_no_cohort_and_no_order_depends
 def test_a_sweep_starts_from_given_parameters():
     params = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}
     experiment, _ = experiment_of("fed_avg")
-    result = sweep(experiment, {"client_lr": [0.05, 0.2]}, init_params=params)
+    result = sweep(experiment, {"client_lr": [0.05, 0.2]}, init_params=params, settings_at_once=2)
     for cell, history in zip(result.settings, result.history, strict=True):
         assert_same_history(history, single(experiment, cell, init_params=params))
 
@@ -177,6 +177,7 @@ def test_as_many_settings_run_side_by_side_as_fit(tmp_path, monkeypatch):
         return needed[len(piece.numbers)]
 
     monkeypatch.setattr(sweep_module, "_program_bytes", noted)
+    monkeypatch.setattr(sweep_module, "_seconds_a_setting", lambda setup, piece: 1 / len(piece.numbers))
     for free, expected in ((1e9, 4), (0, 1)):
         monkeypatch.setattr(sweep_module, "free_bytes", lambda free=free: free)
         sweep(experiment, {"client_lr": [0.1, 0.2, 0.3, 0.4]}, run_dir=tmp_path / f"{expected}")
@@ -188,12 +189,21 @@ def test_as_many_settings_run_side_by_side_as_fit(tmp_path, monkeypatch):
     assert 1 <= some < 4
 
 
+@pytest.mark.parametrize(("together", "alone", "expected"), [(1.0, 2.0, 3), (2.0, 1.0, 1)])
+def test_settings_run_one_after_another_where_that_is_faster(tmp_path, monkeypatch, together, alone, expected):
+    experiment, _ = experiment_of("fed_avg")
+    times = {3: together, 1: alone}
+    monkeypatch.setattr(sweep_module, "_seconds_a_setting", lambda setup, piece: times[len(piece.numbers)])
+    sweep(experiment, {"client_lr": [0.1, 0.2, 0.3]}, run_dir=tmp_path)
+    assert json.loads((tmp_path / "sweep.json").read_text())["execution"]["settings_at_once"] == expected
+
+
 def test_another_sweep_of_other_values_compiles_nothing():
     experiment, _ = experiment_of("fed_avg")
-    sweep(experiment, {"client_lr": [0.1, 0.2]}, evaluate={"test": TEST})
+    sweep(experiment, {"client_lr": [0.1, 0.2]}, evaluate={"test": TEST}, settings_at_once=2)
     compiled, programs = len(COMPILED), run_settings._cache_size()
     other = dataclasses.replace(experiment, seed=11)
-    sweep(other, {"client_lr": [1, 0.5], "seed": [1, 2]}, evaluate={"test": TEST})
+    sweep(other, {"client_lr": [1, 0.5], "seed": [1, 2]}, evaluate={"test": TEST}, settings_at_once=2)
     assert (len(COMPILED), run_settings._cache_size()) == (compiled, programs)
 
 
