@@ -57,8 +57,7 @@ def run_on_each(mesh: Mesh | None, function: Callable[..., PyTree], schedules: P
         return function(schedules, *arrays)
     split = PartitionSpec(*[None] * device_axis, axis_name(mesh))
     whole = PartitionSpec()
-    specs_of: dict[str, Any] = {name: split if name in PER_DEVICE else whole for name in Schedule._fields}
-    spec = Schedule(**specs_of)
+    spec = Schedule._make(split if name in PER_DEVICE else whole for name in Schedule._fields)
 
     def is_schedule(value):
         return isinstance(value, Schedule)

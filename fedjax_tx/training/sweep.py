@@ -353,7 +353,7 @@ def _seconds_a_setting(setup: _Setup, piece: _Piece) -> float:
         device = jax.block_until_ready(_init(setup, settings, num_settings))  # the program takes it over
         cut = tuple([one._replace(num_ticks=np.minimum(one.num_ticks, ticks)) for one in p] for p in plan.schedules)
         arguments = setup.round_fn.arguments(state._replace(device=device), plan._replace(schedules=cut))
-        maker, batch_sizes, _, _, *rest = arguments
+        maker, batch_sizes, _, _, *rest, _ = arguments
         began = time.perf_counter()
         jax.block_until_ready(run_settings(maker, batch_sizes, settings, *rest))
         return time.perf_counter() - began
