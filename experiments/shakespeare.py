@@ -225,5 +225,4 @@ def comparable(settings: Settings) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    ftx.devices.use_all_cores()
     main(read_settings())

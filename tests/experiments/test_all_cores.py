@@ -4,6 +4,9 @@ import os
 
 import all_cores
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow  # compiles for a minute
 
 
 def test_the_benchmark_compares_the_systems_on_the_same_rounds(tmp_path, capsys):

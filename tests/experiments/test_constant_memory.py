@@ -2,6 +2,9 @@
 
 import constant_memory
 import jax
+import pytest
+
+pytestmark = pytest.mark.slow  # compiles for a minute
 
 
 def test_the_benchmark_reports_every_cohort(tmp_path, capsys):

@@ -1,6 +1,9 @@
 """The benchmark of large populations at smoke size."""
 
 import million_clients
+import pytest
+
+pytestmark = pytest.mark.slow  # compiles for a minute
 
 
 def test_the_benchmark_reports_every_population(tmp_path, capsys):

@@ -11,6 +11,8 @@ import step_profile
 
 import fedjax_tx as ftx
 
+pytestmark = pytest.mark.slow  # compiles for a minute
+
 SETTINGS = step_profile.Settings(
     model={"vocab_size": 12, "num_layers": 1, "num_heads": 2, "width": 8, "max_length": 6}, batch_size=3, steps=2
 )

@@ -1,6 +1,9 @@
 """The benchmark of sweeps at smoke size."""
 
+import pytest
 import sweep_speed
+
+pytestmark = pytest.mark.slow  # compiles for a minute
 
 
 def test_the_benchmark_reports_both_ways_on_both_works(tmp_path, capsys):

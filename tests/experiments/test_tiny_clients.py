@@ -2,9 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 import tiny_clients
 
 import fedjax_tx as ftx
+
+pytestmark = pytest.mark.slow  # compiles for a minute
 
 
 def test_the_benchmark_reports_every_system_and_part(tmp_path, capsys):
