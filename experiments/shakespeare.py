@@ -225,4 +225,6 @@ def comparable(settings: Settings) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    ftx.devices.use_all_cores()
+    ftx.devices.use_compilation_cache()
     main(read_settings())

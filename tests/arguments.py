@@ -100,6 +100,7 @@ TABLE = {
     ),
     ftx.data.all_clients: ({}, {}),
     ftx.devices.use_all_cores: ({}, {}),
+    ftx.devices.use_compilation_cache: ({}, {"directory": [3]}),
     ftx.data.async_cohorts: (
         {"durations": [1.0, 2.0], "concurrency": 2, "buffer_size": 1, "max_staleness": 3},
         {"durations": [["slow"], [1.0, 0.0]], "concurrency": count, "buffer_size": count, "max_staleness": ["4", -1]},

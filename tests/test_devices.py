@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import pytest
 
 import fedjax_tx as ftx
 
@@ -26,6 +27,7 @@ if hasattr(os, "sched_setaffinity"):
 import fedjax_tx as ftx
 one = ftx.devices.use_all_cores()
 import jax
+import pytest
 print(one, len(jax.devices()), ftx.devices.use_all_cores())
 """
     expected = 1 if hasattr(os, "sched_setaffinity") else CORES
@@ -45,6 +47,7 @@ def test_what_the_user_says_of_threads_stays():
 def test_called_too_late_it_says_so_and_changes_nothing():
     code = """
 import jax
+import pytest
 jax.config.update("jax_num_cpu_devices", 97)
 jax.devices()
 import os
@@ -67,3 +70,31 @@ def test_with_an_accelerator_nothing_changes(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(97), raising=False)
     assert ftx.devices.use_all_cores() == 16  # JAX has started, with one CPU device
     assert os.environ.get("XLA_FLAGS") == flags
+
+
+def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
+    code = f"""
+import logging, sys
+import fedjax_tx as ftx
+print(ftx.devices.use_compilation_cache({str(tmp_path / "programs")!r}))
+import jax
+import pytest
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name) if name.endswith("cache_hits") else None)
+print(float(jax.jit(lambda x: x * 3 + 1)(2.0)), len(found) > 0)
+"""
+    assert run_fresh(code).splitlines() == [str(tmp_path / "programs"), "7.0 False"]
+    assert run_fresh(code).splitlines() == [str(tmp_path / "programs"), "7.0 True"]
+
+
+def test_compiled_programs_go_where_the_environment_says():
+    code = "import fedjax_tx as ftx; print(ftx.devices.use_compilation_cache())"
+    assert run_fresh(code, JAX_COMPILATION_CACHE_DIR="/a/b", XDG_CACHE_HOME="/c") == "/a/b"
+    assert run_fresh(code, JAX_COMPILATION_CACHE_DIR="", XDG_CACHE_HOME="/c") == "/c/fedjax_tx"
+    assert run_fresh(code, JAX_COMPILATION_CACHE_DIR="", XDG_CACHE_HOME="", HOME="/d") == "/d/.cache/fedjax_tx"
+
+
+def test_a_file_is_no_cache(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"expected directory to be a directory, got .*file"):
+        ftx.devices.use_compilation_cache(tmp_path / "file")
