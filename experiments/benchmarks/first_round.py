@@ -1,6 +1,6 @@
 """How long from the command to the first round? A script's start, with and without compiled programs kept on disk.
 
-Question: ``ftx.devices.use_compilation_cache()`` keeps compiled programs for the next start of the same script. What does it save?
+Question: ``ftx.devices.use_compilation_cache()`` keeps compiled programs for the next start of a script. What does it save?
 
 Each turn starts the main job (``experiments/shakespeare.py``, its defaults but for ``--rounds`` and where it keeps things) twice:
 *cold*, with an empty cache, and *warm*, with what the cold start left; both in a new run directory, with the data set prepared.
