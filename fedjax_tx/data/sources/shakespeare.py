@@ -220,7 +220,7 @@ def prepared_roles(data_dir: str | os.PathLike[str] | None = None) -> list[Role]
     """Returns the same roles from tensorflow_datasets' prepared files, which the first call writes.
 
     Example:
-      >>> prepared_roles("/tmp/data") == read_roles()  # doctest: +SKIP
+      >>> prepared_roles("data") == read_roles()  # doctest: +SKIP
       True
     """
     builder = _open_builder(data_dir)
