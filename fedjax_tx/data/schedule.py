@@ -1,9 +1,8 @@
 """Schedules: which lane trains which client when, and on which rows.
 
-A lane trains one client after another. Clients are packed longest first: each goes to the lane that is free soonest, so that the
-lanes end close together. A *tick* is one batch on every lane. Everything here runs on the host, in NumPy, with one Python loop
-over the cohort's clients (the packing); what depends on examples is vectorised. A round's schedule looks at its cohort only, so
-its cost is the same in a population of a thousand and of a million.
+A lane trains one client after another; ``packing.py`` says which lane and from when on. A *tick* is one batch on every lane.
+Everything here runs on the host, in NumPy; but for the packing's loop over the cohort's clients it is vectorised. A round's
+schedule looks at its cohort only, so its cost is the same in a population of a thousand and of a million.
 
 Rows a client trains on are consecutive in ``order``, so a batch is just (first, count): the schedule's size is that of the
 examples, not of ticks x lanes x batch.
@@ -12,13 +11,13 @@ On a mesh, clients are packed over the lanes of all devices at once, and each de
 """
 
 import dataclasses
-import heapq
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_tx import check, prng
+from fedjax_tx.data.packing import choose_halvings, count_slots, narrowings, pack
 from fedjax_tx.types import Cohort, LocalWork
 
 
@@ -28,11 +27,13 @@ class Schedule(NamedTuple):
     order [row]: rows of the data set in the order in which clients use them. first, count, slot, step [tick, lane]: where in
     ``order`` the lane's batch starts, how many real rows it has (0: dry), which slot of the cohort it serves, and which of that
     client's steps it is. starts, finishes [tick + 1]: the events of tick t are starts[t]..starts[t + 1] of start_lane and
-    start_slot [client]; a finish comes after the tick's step. ids, num_examples, num_steps, version [client]: the cohort.
+    start_slot [client]; a finish comes after the tick's step. narrow [halving]: the tick from which the first half of the lanes
+    goes on alone, then the first quarter, and so on. ids, num_examples, num_steps, version [client]: the cohort.
     On a mesh, the fields named by ``PER_DEVICE`` have a leading device axis.
     """
 
     num_ticks: np.ndarray
+    narrow: np.ndarray
     num_clients: np.ndarray
     order: np.ndarray
     first: np.ndarray
@@ -53,7 +54,7 @@ class Schedule(NamedTuple):
 
 
 PER_DEVICE = (
-    *("num_ticks", "first", "count", "slot", "step"),
+    *("num_ticks", "narrow", "first", "count", "slot", "step"),
     *("starts", "start_lane", "start_slot", "finishes", "finish_lane", "finish_slot"),
 )
 
@@ -61,7 +62,8 @@ PER_DEVICE = (
 class Capacity(NamedTuple):
     """Sizes of a schedule's arrays: an upper bound for every cohort that can come, so that one program serves them all.
 
-    lanes: of each device. devices: the length of the device axis; None: there is no such axis, and one device.
+    lanes: of each device. devices: the length of the device axis; None: there is no such axis, and one device. halvings: how
+    often the lanes may halve.
     """
 
     clients: int
@@ -69,6 +71,7 @@ class Capacity(NamedTuple):
     ticks: int
     rows: int
     devices: int | None = None
+    halvings: int = 0
 
 
 def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndarray]:
@@ -90,11 +93,18 @@ def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndar
 
 
 def plan_capacity(
-    sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int, repeats: bool = False, devices: int | None = None
+    sizes: np.ndarray,
+    work: LocalWork,
+    max_clients: int,
+    num_lanes: int,
+    repeats: bool = False,
+    devices: int | None = None,
+    taper: int | Literal["auto"] = 0,
 ) -> Capacity:
     """Returns capacities that hold any cohort of at most ``max_clients`` clients, distinct unless ``repeats``.
 
-    ``num_lanes`` is that of each device.
+    ``num_lanes`` is that of each device. ``taper``: how often the lanes may halve; ``"auto"``: as often as pays for a cohort
+    of this size whose clients are spread evenly over all clients, sorted by their work.
     """
     steps, rows = count_steps(sizes, work)
     busiest = _largest(np.maximum(steps, 1), max_clients)
@@ -105,7 +115,11 @@ def plan_capacity(
     lanes = max(1, min(num_lanes, -(-max_clients // (devices or 1))))
     in_all = lanes * (devices or 1)
     ticks = min(int(busiest.sum()), -(-int(busiest.sum()) // in_all) + int(busiest.max(initial=1)))
-    return Capacity(max(1, max_clients), lanes, max(1, ticks), max(1, int(longest_rows.sum())), devices)
+    if taper == "auto":
+        halvings = choose_halvings(_spread(np.maximum(steps, 1), max_clients), lanes, devices or 1) if lanes > 1 else 0
+    else:
+        halvings = min(taper, lanes.bit_length() - 1)
+    return Capacity(max(1, max_clients), lanes, max(1, ticks), max(1, int(longest_rows.sum())), devices, halvings)
 
 
 def make_schedule(
@@ -123,11 +137,8 @@ def make_schedule(
     sizes = offsets[ids + 1] - offsets[ids]
     steps, rows = count_steps(sizes, _work_of(work, ids, len(offsets) - 1))
     spans = np.maximum(steps, 1)
-    # Lanes are dealt out in turn, so that a cohort that doesn't fill them leaves no device idle.
-    number, start = _pack(spans, devices * capacity.lanes)
-    lane, device = np.divmod(number, devices)
-    num_ticks = np.zeros(devices, np.int32)
-    np.maximum.at(num_ticks, device, start + spans)
+    device, lane, start, ends = pack(spans, capacity.lanes, devices, capacity.halvings)
+    num_ticks, narrow = (bounds.astype(np.int32) for bounds in (ends[:, 0], narrowings(ends, capacity.halvings)))
     starts = np.concatenate([[0], np.cumsum(rows)])
     order = np.zeros(capacity.rows, np.int32)
     order[: starts[-1]] = _order(ids, offsets[ids], sizes, rows, starts, work.shuffle, seed, round_number)
@@ -135,7 +146,7 @@ def make_schedule(
     _fill(grid, device, lane, start, spans, sizes, starts[:-1], rows, work.batch_size)
     begin = [_events(start, lane, device == one, capacity) for one in range(devices)]
     end = [_events(start + spans - 1, lane, device == one, capacity) for one in range(devices)]
-    arrays = (num_ticks, *grid, *map(np.stack, zip(*begin, strict=True)), *map(np.stack, zip(*end, strict=True)))
+    arrays = (num_ticks, narrow, *grid, *map(np.stack, zip(*begin, strict=True)), *map(np.stack, zip(*end, strict=True)))
     if capacity.devices is None:
         arrays = tuple(array.reshape(array.shape[1:]) for array in arrays)
 
@@ -158,8 +169,25 @@ def make_schedule(
 
 def useful_share(schedule: Schedule, batch_size: int) -> float:
     """Returns real examples over slots: the share of the lanes' batch rows that hold an example, 0 for no work."""
-    slots = int(schedule.num_ticks.sum()) * schedule.count.shape[-1] * batch_size  # what lies behind a device's ticks is 0
+    slots = int(slots_by_device(schedule).sum()) * batch_size
     return float(schedule.count.sum() / slots) if slots else 0.0
+
+
+def slots_by_device(schedule: Schedule) -> np.ndarray:
+    """Returns how many steps the lanes make, dry ones too: one number, or [device] on a mesh."""
+    return count_slots(schedule.narrow, schedule.num_ticks, schedule.count.shape[-1])
+
+
+def cut_short(schedule: Schedule, ticks: int, out_of: int) -> Schedule:
+    """Returns a schedule for timing only: of every ``out_of`` ticks it keeps ``ticks`` (rounded up), at each width alike.
+
+    Its clients do not come to their ends, and what a narrower lane count leaves out is dropped.
+    """
+
+    def cut(values: np.ndarray) -> np.ndarray:
+        return np.asarray(-(-values.astype(np.int64) * ticks // out_of), np.int32)
+
+    return schedule._replace(num_ticks=cut(schedule.num_ticks), narrow=cut(schedule.narrow))
 
 
 def stack(schedules: list[Schedule], length: int) -> Schedule:
@@ -190,17 +218,9 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     return np.partition(values, rest)[rest:] if 0 < rest < values.size else values[rest:]
 
 
-def _pack(spans: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Longest first, each to the lane that is free soonest (lowest number on ties): (lane, first tick) of each client."""
-    order = np.argsort(-spans, kind="stable")
-    free = list(range(lanes))  # a heap of tick x lanes + lane: one number sorts by tick, then by lane
-    taken = []
-    for span in (spans[order] * lanes).tolist():
-        taken.append(free[0])
-        heapq.heapreplace(free, free[0] + span)
-    lane, start = np.zeros(spans.size, np.int64), np.zeros(spans.size, np.int64)
-    start[order], lane[order] = np.divmod(np.array(taken, np.int64), lanes)
-    return lane, start
+def _spread(values: np.ndarray, count: int) -> np.ndarray:
+    """``count`` of ``values``, evenly spread over them in sorted order; none where there are none."""
+    return np.sort(values)[(np.arange(count) * 2 + 1) * values.size // (2 * count)] if values.size and count else values[:0]
 
 
 def _order(ids, first_rows, sizes, rows, starts, shuffle, seed, round_number) -> np.ndarray:

@@ -1,18 +1,19 @@
 """The number of lanes, chosen by measuring.
 
 Candidates are powers of two up to the cohort's size. Each is compiled (which tells its memory) and timed for a few ticks of a
-real schedule; what a round would take is the time of a tick times the ticks of the cohorts at hand, so lanes that run dry are
-counted. The search stops when more lanes no longer fit, or were worse twice in a row (once may be a bump) than the best so far,
-which is timed again then: other work on the machine may have come since. On a mesh the number is that of each device's lanes.
+real schedule, with each width of the lanes in its proportion; what a round would take is the time of a slot times the slots of
+the cohort at hand, so lanes that run dry are counted, and so is their halving. The search stops when more lanes no longer fit, or
+were worse twice in a row (once may be a bump) than the best so far, which is timed again then: other work on the machine may have
+come since. On a mesh the number is that of each device's lanes.
 """
 
 import os
 import time
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
+from fedjax_tx.data.schedule import cut_short, slots_by_device
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.round import run_rounds
 from fedjax_tx.simulation.rounds import RoundFunction, build_round
@@ -27,10 +28,10 @@ _WORSE, _ENOUGH_WORSE = 1.1, 2
 def choose_lanes(experiment: Experiment, execution: Execution, columns: dict, mesh: Mesh | None) -> RoundFunction:
     """Returns the round function with the number of lanes whose rounds take the least time."""
     most = experiment.cohorts.max_clients(experiment.train.num_clients)
-    best = build_round(experiment, columns, 1, execution.rounds_per_call, mesh)
+    best = build_round(experiment, columns, 1, execution.rounds_per_call, mesh, execution.taper)
     best_seconds, lanes, worse = probe(best), 2, 0
     while lanes * (1 if mesh is None else mesh.size) <= most and worse < _ENOUGH_WORSE:
-        candidate = build_round(experiment, columns, lanes, execution.rounds_per_call, mesh)
+        candidate = build_round(experiment, columns, lanes, execution.rounds_per_call, mesh, execution.taper)
         if not fits(candidate):
             break
         seconds = probe(candidate)
@@ -65,20 +66,25 @@ def probe(round_fn: RoundFunction) -> float:
     """Returns the seconds that a round is expected to take, from a few ticks of its compiled program."""
     state = round_fn.init()
     plan = round_fn.plan(state, 1)
-    full = [int(planned[0].num_ticks.max()) for planned in plan.schedules]
+    most = max(1, *(int(planned[0].num_ticks.max()) for planned in plan.schedules))
+
+    def slots(schedules) -> int:
+        return sum(int(slots_by_device(planned[0]).max()) for planned in schedules)
+
+    def cut(ticks: int) -> tuple:
+        return tuple([cut_short(one, ticks, most) for one in planned] for planned in plan.schedules)
 
     def seconds(ticks: int) -> float:
-        cut = tuple([one._replace(num_ticks=np.minimum(one.num_ticks, ticks)) for one in p] for p in plan.schedules)
-        arguments = round_fn.arguments(state, plan._replace(schedules=cut))
+        arguments = round_fn.arguments(state, plan._replace(schedules=cut(ticks)))
         start = time.perf_counter()
         jax.block_until_ready(run_rounds(*arguments))
         return time.perf_counter() - start
 
     seconds(1)  # compiles
     ticks = 1
-    while ticks < max(full) and seconds(ticks) < _PROBE_SECONDS:
+    while ticks < most and seconds(ticks) < _PROBE_SECONDS:
         ticks *= 2
-    ticks = max(1, min(ticks, max(full)))  # the first cohort may be empty
+    ticks = min(ticks, most)
     # The least of some: what else the machine does only adds.
     few, many = (min(seconds(count) for _ in range(_REPEATS)) for count in (0, ticks))
-    return few + max(many - few, 1e-9) / ticks * max(full)
+    return few + max(many - few, 1e-9) * slots(plan.schedules) / max(1, slots(cut(ticks)))

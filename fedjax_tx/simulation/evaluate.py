@@ -83,7 +83,7 @@ def plan_evaluation(experiment: Experiment, dataset: FederatedDataset, execution
     lanes = max(1, _ROWS_AT_ONCE // work.batch_size)
     mesh = resolve_mesh(execution)
     devices = None if mesh is None else mesh.size
-    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes, devices=devices)
+    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes, False, devices, execution.taper)
     cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)
     schedule = place(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0), mesh)
     columns = place(dict(dataset.columns), mesh)

@@ -5,6 +5,9 @@ whose client is done hand over (``finish``, ``encode``, ``receive``, accumulate)
 loops over the schedule's events: not under ``vmap`` (which would select among all lanes at every tick) and not under ``cond``
 (which a sweep's ``vmap`` would turn into a select). The loops' counts are traced, so a program serves every cohort that fits.
 
+As lanes run dry at the end of a pass, the loop over ticks may hand over to one over the first half of the lanes, and so on; each
+such loop is one more body to compile (``data/packing.py`` says when it pays).
+
 On a mesh each device runs this loop over its own lanes, for its own number of ticks; what they collected comes together once,
 after the loop (``mesh.py``).
 
@@ -13,6 +16,7 @@ A client whose update or weight is not finite takes no part: it is handed over w
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -95,15 +99,19 @@ def run_pass(
         jnp.zeros(capacity, bool),
     )
 
-    def tick(number, carry):
+    def tick(schedule, number, carry):
         lanes, collected = carry
         lanes = _start_clients(a_pass, begin, infos, schedule, number, lanes, collected.client_states, watch)
         lanes = _step_lanes(a_pass, begin.broadcast, infos, columns, schedule, number, batch_size, lanes, watch)
         collected = _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected, watch)
         return lanes, collected
 
-    lanes = tree.zeros(local, (num_lanes,))
-    _, collected = lax.fori_loop(0, schedule.num_ticks, tick, (lanes, collected))
+    lanes, first = tree.zeros(local, (num_lanes,)), jnp.int32(0)
+    for halvings, end in enumerate((*schedule.narrow, schedule.num_ticks)):
+        width = num_lanes >> halvings
+        lanes = jax.tree.map(lambda leaf, width=width: leaf[:width], lanes)
+        lanes, collected = lax.fori_loop(first, end, partial(tick, _first_lanes(schedule, width)), (lanes, collected))
+        first = end
     if axis is not None:
         collected = _join_devices(collected, schedule, stacked, axis)
     valid = collected.weights > 0
@@ -111,6 +119,11 @@ def run_pass(
     reduced = Rows(collected.summands, collected.weights, valid) if stacked else collected.summands
     states = collected.client_states, collected.encoder_states
     return PassEnd(reduced, totals, *states, collected.metrics, collected.not_finite)
+
+
+def _first_lanes(schedule: Schedule, width: int) -> Schedule:
+    grid = {name: getattr(schedule, name)[:, :width] for name in ("first", "count", "slot", "step")}
+    return schedule._replace(**grid)
 
 
 def _join_devices(collected: _Collected, schedule: Schedule, stacked: bool, axis: Any) -> _Collected:

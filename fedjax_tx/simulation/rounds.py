@@ -6,7 +6,7 @@ The host selects cohorts and packs them into schedules; the devices do the rest.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -196,11 +196,16 @@ def make_round(experiment: Experiment, execution: Execution | None = None) -> Ro
         return dataclasses.replace(build_round(experiment, columns, 1, 1), debug=True)
     if execution.num_lanes == "auto":
         return choose_lanes(experiment, execution, columns, mesh)
-    return build_round(experiment, columns, execution.num_lanes, execution.rounds_per_call, mesh)
+    return build_round(experiment, columns, execution.num_lanes, execution.rounds_per_call, mesh, execution.taper)
 
 
 def build_round(
-    experiment: Experiment, columns: dict, num_lanes: int, rounds_per_call: int | str, mesh: Mesh | None = None
+    experiment: Experiment,
+    columns: dict,
+    num_lanes: int,
+    rounds_per_call: int | str,
+    mesh: Mesh | None = None,
+    taper: int | Literal["auto"] = 0,
 ) -> RoundFunction:
     """Makes the round function for a given number of lanes a device."""
     train, source = experiment.train, experiment.cohorts
@@ -214,7 +219,8 @@ def build_round(
         check_max_clients(a_pass.aggregator, most)
     works = tuple(pass_work(a_pass, experiment.local) for a_pass in algorithm.passes)
     devices = None if mesh is None else mesh.size
-    capacities = tuple(plan_capacity(train.client_sizes, work, most, num_lanes, source.repeats, devices) for work in works)
+    sizes = train.client_sizes
+    capacities = tuple(plan_capacity(sizes, work, most, num_lanes, source.repeats, devices, taper) for work in works)
     if rounds_per_call == "auto":
         own = sum(4 * c.ticks * c.lanes + 2 * c.ticks + 4 * c.clients for c in capacities)
         words = sum(c.rows + 4 * c.clients for c in capacities) + (devices or 1) * own

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from fedjax_tx import check, tree
 from fedjax_tx.data import FederatedDataset
+from fedjax_tx.data.schedule import cut_short, slots_by_device
 from fedjax_tx.simulation import Experiment, RoundFunction, RoundInfo, RoundState, make_round
 from fedjax_tx.simulation.auto import free_bytes
 from fedjax_tx.simulation.evaluate import EvaluationPlan, plan_evaluation
@@ -343,16 +344,18 @@ def _choose_at_once(setup: _Setup, group: _Piece) -> int:
 
 
 def _seconds_a_setting(setup: _Setup, piece: _Piece) -> float:
-    """Seconds of a tick of each setting, from some ticks of the first round."""
+    """Seconds of a slot of each setting, from some ticks of the first round."""
     settings, num_settings = _settings(setup, piece), len(piece.numbers)
     state = RoundState(_init(setup, settings, num_settings), _cohort_state(setup), piece.seed, 0)
     plan = setup.round_fn.plan(state, 1)
     most = max(1, *(int(planned[0].num_ticks) for planned in plan.schedules))
 
+    def cut(ticks: int) -> tuple:
+        return tuple([cut_short(one, ticks, most) for one in planned] for planned in plan.schedules)
+
     def seconds(ticks: int) -> float:
         device = jax.block_until_ready(_init(setup, settings, num_settings))  # the program takes it over
-        cut = tuple([one._replace(num_ticks=np.minimum(one.num_ticks, ticks)) for one in p] for p in plan.schedules)
-        arguments = setup.round_fn.arguments(state._replace(device=device), plan._replace(schedules=cut))
+        arguments = setup.round_fn.arguments(state._replace(device=device), plan._replace(schedules=cut(ticks)))
         maker, batch_sizes, _, _, *rest, _ = arguments
         began = time.perf_counter()
         jax.block_until_ready(run_settings(maker, batch_sizes, settings, *rest))
@@ -362,7 +365,7 @@ def _seconds_a_setting(setup: _Setup, piece: _Piece) -> float:
     ticks = 1
     while (taken := seconds(ticks)) < _PROBE_SECONDS and ticks < most:
         ticks = min(2 * ticks, most)
-    return taken / ticks / num_settings
+    return taken / max(1, sum(int(slots_by_device(planned[0])) for planned in cut(ticks))) / num_settings
 
 
 def _settings_that_fit(setup: _Setup, group: _Piece) -> int:

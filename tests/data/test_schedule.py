@@ -7,14 +7,23 @@ import pytest
 
 from fedjax_tx import prng
 from fedjax_tx.data.cohort import as_cohort, uniform_cohorts
-from fedjax_tx.data.schedule import PER_DEVICE, count_steps, make_schedule, plan_capacity, stack, useful_share
+from fedjax_tx.data.schedule import (
+    PER_DEVICE,
+    count_steps,
+    cut_short,
+    make_schedule,
+    plan_capacity,
+    slots_by_device,
+    stack,
+    useful_share,
+)
 from fedjax_tx.types import Cohort, LocalWork
 
 
-def plan(sizes, work, ids=None, lanes=2, max_clients=None, seed=0, round_number=0):
+def plan(sizes, work, ids=None, lanes=2, max_clients=None, seed=0, round_number=0, taper=0):
     sizes = np.asarray(sizes)
     ids = np.arange(sizes.size) if ids is None else np.asarray(ids, np.int64)
-    capacity = plan_capacity(sizes, work, ids.size if max_clients is None else max_clients, lanes)
+    capacity = plan_capacity(sizes, work, ids.size if max_clients is None else max_clients, lanes, taper=taper)
     cohort = as_cohort(ids, sizes.size, capacity.clients)
     offsets = np.append(0, np.cumsum(sizes))
     return make_schedule(cohort, offsets, work, capacity, seed, round_number)
@@ -36,7 +45,10 @@ def batches(schedule) -> dict[int, list[list[int]]]:
     at_work: dict[int, int] = {}
     taken: dict[int, list[list[int]]] = {slot: [] for slot in slots}
     for tick in range(schedule.num_ticks):
+        width = schedule.count.shape[1] >> int((schedule.narrow <= tick).sum())
+        assert not schedule.count[tick, width:].any(), "a lane is busy that does not run"
         for _, lane, slot in (event for event in starts if event[0] == tick):
+            assert lane < width
             assert lane not in at_work, "a lane serves two clients"
             at_work[lane] = slot
         for lane in range(schedule.count.shape[1]):
@@ -47,6 +59,7 @@ def batches(schedule) -> dict[int, list[list[int]]]:
                 assert schedule.step[tick, lane] == len(taken[slot])
                 taken[slot].append(schedule.order[first : first + count].tolist())
         for _, lane, slot in (event for event in finishes if event[0] == tick):
+            assert lane < width
             assert at_work.pop(lane) == slot
     assert not at_work
     assert not schedule.count[schedule.num_ticks :].any()
@@ -105,9 +118,9 @@ def test_laws_hold_for_random_sizes_lanes_batches_and_work(case):
     sizes, work = random_work(case, generator)
     num_clients = sizes.size
     most = int(generator.integers(0, num_clients + 1))
-    for lanes in (1, 2, 3, 5, 16):
+    for lanes, taper in ((1, 0), (2, 0), (3, 1), (5, 9), (16, 3), (16, "auto")):
         cohort = generator.permutation(num_clients)[: generator.integers(0, most + 1)]
-        check_laws(sizes, work, cohort.tolist(), lanes, max_clients=most, round_number=case)
+        check_laws(sizes, work, cohort.tolist(), lanes, max_clients=most, round_number=case, taper=taper)
 
 
 def order_by_hand(sizes, work, ids, seed, round_number) -> list[int]:
@@ -182,7 +195,7 @@ def test_capacities_hold_the_most_demanding_cohorts():
         for most in range(1, 9):
             largest = np.argsort(-sizes, kind="stable")[:most]
             for lanes in range(1, 9):
-                check_laws(sizes, work, largest.tolist(), lanes, max_clients=most)
+                check_laws(sizes, work, largest.tolist(), lanes, max_clients=most, taper=lanes % 3)
 
 
 def test_capacities_do_not_depend_on_the_cohort_and_bound_what_is_stored():
@@ -299,6 +312,44 @@ def test_useful_share_by_hand():
     assert useful_share(schedule, 2) == 8 / 12
 
 
+def test_useful_share_counts_the_lanes_that_are_left_by_hand():
+    # Batches: 5; 3; 2; 1. Two lanes would take 6 ticks. Four lanes for 2 ticks, two for 1, one for 2: 12 slots of 2 rows.
+    schedule = plan([9, 5, 4, 2], LocalWork(batch_size=2), lanes=4, taper=2)
+    assert (schedule.num_ticks, schedule.narrow.tolist()) == (5, [2, 3])
+    assert slots_by_device(schedule) == 4 * 2 + 2 * 1 + 1 * 2
+    assert useful_share(schedule, 2) == 20 / 24
+    flat = plan([9, 5, 4, 2], LocalWork(batch_size=2), lanes=4)
+    assert (flat.narrow.tolist(), useful_share(flat, 2)) == ([], 20 / 40)
+
+
+def test_lanes_halve_as_often_as_they_can_or_as_pays():
+    sizes, work = np.array([64, 2, 2, 2, 2, 2, 2, 2]), LocalWork(batch_size=2)
+    halvings = {
+        (lanes, taper): plan_capacity(sizes, work, 8, lanes, taper=taper).halvings
+        for lanes in (1, 6, 8)
+        for taper in (0, 1, 9, "auto")
+    }
+    assert [halvings[1, taper] for taper in (0, 1, 9, "auto")] == [0, 0, 0, 0]
+    assert [halvings[6, taper] for taper in (0, 1, 9, "auto")] == [0, 1, 2, 2]
+    assert [halvings[8, taper] for taper in (0, 1, 9, "auto")] == [0, 1, 3, 3]
+    assert plan_capacity(np.full(8, 6), work, 8, 8, taper="auto").halvings == 0
+    # Of many clients, four typical ones: no long one is among them.
+    assert plan_capacity(np.append(64, np.full(99, 2)), work, 4, 4, taper="auto").halvings == 0
+    assert plan_capacity(np.array([], int), work, 0, 4, taper="auto").halvings == 0
+
+
+def test_a_schedule_cut_short_keeps_the_proportion_of_the_widths():
+    schedule = plan([80, 40, 20, 10], LocalWork(batch_size=1), lanes=4, taper=2)
+    assert (schedule.num_ticks, schedule.narrow.tolist()) == (80, [0, 70])  # two lanes: 80 and 70
+    cut = cut_short(schedule, 8, 80)
+    assert (cut.num_ticks, cut.narrow.tolist()) == (8, [0, 7])
+    assert slots_by_device(cut) * 10 == slots_by_device(schedule)
+    assert (cut_short(schedule, 1, 80).num_ticks, cut_short(schedule, 0, 80).num_ticks) == (1, 0)
+    for name in set(schedule._fields) - {"num_ticks", "narrow", "covariates"}:
+        assert getattr(cut, name) is getattr(schedule, name)
+    np.testing.assert_array_equal(cut_short(schedule, 80, 80).narrow, schedule.narrow)
+
+
 def test_one_lane_of_whole_batches_wastes_nothing():
     assert useful_share(plan([4, 8, 2], LocalWork(batch_size=2), lanes=1), 2) == 1.0
 
@@ -343,11 +394,11 @@ def test_stacked_schedules_repeat_the_last_to_fill_up():
     np.testing.assert_array_equal(stacked.order[3], two.order)
 
 
-@pytest.mark.parametrize(("devices", "lanes"), [(1, 2), (3, 2), (4, 1), (8, 2)])
-def test_the_lanes_of_a_mesh_are_those_of_one_device_dealt_out_in_turn(devices, lanes):
+@pytest.mark.parametrize(("devices", "lanes", "taper"), [(1, 2, 0), (3, 2, 0), (4, 1, 0), (8, 2, 0), (2, 3, 1)])
+def test_the_lanes_of_a_mesh_are_those_of_one_device_dealt_out_in_turn(devices, lanes, taper):
     sizes, work = np.array([9, 0, 4, 7, 1, 12, 3, 5]), LocalWork(batch_size=2, epochs=2)
     cohort, offsets = as_cohort([6, 0, 3, 1, 5, 4], 8, 7), np.append(0, np.cumsum(sizes))
-    capacity = plan_capacity(sizes, work, 7, lanes, devices=devices)
+    capacity = plan_capacity(sizes, work, 7, lanes, devices=devices, taper=taper)
     # With room for no more than 7 clients, 8 devices have one lane each.
     assert capacity.lanes == min(lanes, -(-7 // devices))
     mesh = make_schedule(cohort, offsets, work, capacity, 5, 2)
@@ -366,8 +417,11 @@ def test_the_lanes_of_a_mesh_are_those_of_one_device_dealt_out_in_turn(devices, 
         ]
         assert sorted(got) == sorted(wanted) and len(got) == 6
         last = [max((tick for tick, lane, _ in wanted if lane % devices == device), default=-1) for device in range(devices)]
-        if kind == "finish":  # each device has its own number of ticks
+        if kind == "finish":  # each device has its own number of ticks, and its own end of the wider lanes
             assert mesh.num_ticks.tolist() == [tick + 1 for tick in last]
+            for device in range(devices if taper else 0):
+                wide = [tick + 1 for tick, lane, _ in wanted if lane % devices == device and lane // devices >= lanes // 2]
+                assert mesh.narrow[device].tolist() == [max(wide)]
     for name in set(one._fields) - set(PER_DEVICE) - {"covariates"}:
         np.testing.assert_array_equal(getattr(mesh, name), getattr(one, name))
 
