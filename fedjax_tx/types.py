@@ -317,7 +317,9 @@ class Execution:
         caps it and a short timed probe chooses.
       rounds_per_call: rounds in one call of the compiled program, or ``"auto"``.
       mesh: the devices over which the lanes are spread: a mesh of one axis, None for one device, or ``"auto"`` for all local
-        devices. Data and state are on each of them.
+        devices. State and data are on each of them.
+      placement: where the data lies: on the ``"device"``, or in ``"host"`` memory, from which each call is sent the rows that it
+        uses, while the one before runs. The data may then be larger than a device; results are the same.
       debug: one lane and no compilation; the first NaN raises ``FloatingPointError`` with its client, round, pass and step.
         The other settings do not matter then.
 
@@ -329,6 +331,7 @@ class Execution:
     num_lanes: int | Literal["auto"] = "auto"
     rounds_per_call: int | Literal["auto"] = "auto"
     mesh: Mesh | Literal["auto"] | None = "auto"
+    placement: Literal["device", "host"] = "device"
     debug: bool = False
 
     def __post_init__(self):
@@ -345,6 +348,7 @@ class Execution:
             check.fail_type("mesh", "a jax.sharding.Mesh, None or 'auto'", self.mesh)
         if isinstance(self.mesh, Mesh) and len(self.mesh.axis_names) != 1:
             check.fail_value("mesh", "to have one axis", dict(self.mesh.shape))
+        check.one_of("placement", self.placement, ("device", "host"))
         check.boolean("debug", self.debug)
 
 

@@ -208,6 +208,9 @@ def _refuse(experiment: Experiment, execution: Execution) -> None:
         check.fail_value("the experiment's cohorts", expected, experiment.cohorts.description)
     if execution.debug:
         check.fail_value("execution", "without debug, which follows one run: ftx.run", execution)
+    if execution.placement == "host":
+        expected = 'with placement="device": settings side by side share the data on the device'
+        check.fail_value("execution", expected, execution)
     if isinstance(execution.mesh, Mesh):
         check.fail_value("execution", "without a mesh: the settings of a sweep share one device", execution)
 
