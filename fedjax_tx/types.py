@@ -317,9 +317,12 @@ class Execution:
         caps it and a short timed probe chooses.
       rounds_per_call: rounds in one call of the compiled program, or ``"auto"``.
       mesh: the devices over which the lanes are spread: a mesh of one axis, None for one device, or ``"auto"`` for all local
-        devices. Data and state are on each of them.
+        devices. State and data are on each of them.
+      placement: where the data lies: on the ``"device"``, or in ``"host"`` memory, from which each call is sent the rows that it
+        uses, while the one before runs. The data may then be larger than a device; results are the same.
       taper: how many times the lane count may halve as lanes run dry at the end of a pass, 0 for never, or ``"auto"``: as often
-        as each time saves 5 % of the lanes' slots on clients of typical sizes. Each width of the lanes is compiled on its own.
+        as each time saves 5 % of the lanes' slots on clients of typical sizes, and never in a pass of fewer than 32 ticks. Each
+        width of the lanes is compiled on its own.
       debug: one lane and no compilation; the first NaN raises ``FloatingPointError`` with its client, round, pass and step.
         The other settings do not matter then.
 
@@ -331,6 +334,7 @@ class Execution:
     num_lanes: int | Literal["auto"] = "auto"
     rounds_per_call: int | Literal["auto"] = "auto"
     mesh: Mesh | Literal["auto"] | None = "auto"
+    placement: Literal["device", "host"] = "device"
     debug: bool = False
     taper: int | Literal["auto"] = "auto"
 
@@ -348,6 +352,7 @@ class Execution:
             check.fail_type("mesh", "a jax.sharding.Mesh, None or 'auto'", self.mesh)
         if isinstance(self.mesh, Mesh) and len(self.mesh.axis_names) != 1:
             check.fail_value("mesh", "to have one axis", dict(self.mesh.shape))
+        check.one_of("placement", self.placement, ("device", "host"))
         check.boolean("debug", self.debug)
 
 

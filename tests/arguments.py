@@ -40,6 +40,7 @@ TABLE = {
         {
             **dict.fromkeys(["num_lanes", "rounds_per_call"], [1.5, 0, "many"]),
             "mesh": [2, "many", jax.sharding.Mesh(np.array([[jax.devices()[0]]]), ("model", "clients"))],
+            "placement": [2, "disk"],
             "debug": ["yes"],
         },
     ),
@@ -82,7 +83,7 @@ TABLE = {
             + [{"client_lr": [float("inf")]}, {"seed": [0.5]}, {"seed": [-1]}],
             "evaluate": [DATA, {"test": 3}, {"train": DATA}],
             "init_params": [{"b": jnp.zeros(3)}, {"b": jnp.zeros(3), "w": jnp.zeros((3, 3))}],
-            "execution": [4, ftx.Execution(debug=True)],
+            "execution": [4, ftx.Execution(debug=True), ftx.Execution(placement="host")],
             "run_dir": [3],
             "evaluate_every": count,
             "settings_at_once": count,

@@ -119,9 +119,10 @@ def poisson_cohorts(rate: float, max_clients: int | None = None) -> CohortSource
         return least_capacity(num_clients, rate) if max_clients is None else min(max_clients, num_clients)
 
     def select(state, generator, last_client_metrics):
-        drawn = np.flatnonzero(generator.random(int(state)) < rate)
-        most = capacity(int(state))
-        return drawn if drawn.size <= most else np.sort(generator.choice(drawn, most, replace=False)), state
+        # So many come, and every set of so many is as likely: what a draw costs grows with it, not with the population.
+        count, most = int(generator.binomial(int(state), rate)), capacity(int(state))
+        drawn = generator.choice(int(state), count, replace=False, shuffle=False)
+        return np.sort(drawn if count <= most else generator.choice(drawn, most, replace=False)), state
 
     description = f"poisson_cohorts(rate={rate}, max_clients={max_clients})"
     return CohortSource(lambda num_clients: np.int64(num_clients), select, capacity, description)

@@ -140,7 +140,8 @@ def make_schedule(
     device, lane, start, ends = pack(spans, capacity.lanes, devices, capacity.halvings)
     num_ticks, narrow = (bounds.astype(np.int32) for bounds in (ends[:, 0], narrowings(ends, capacity.halvings)))
     starts = np.concatenate([[0], np.cumsum(rows)])
-    order = np.zeros(capacity.rows, np.int32)
+    # Rows of a data set that no device holds may need more than 32 bits; only the host reads such numbers.
+    order = np.zeros(capacity.rows, np.int32 if offsets[-1] < 2**31 else np.int64)
     order[: starts[-1]] = _order(ids, offsets[ids], sizes, rows, starts, work.shuffle, seed, round_number)
     grid = np.zeros((4, devices, capacity.ticks, capacity.lanes), np.int32)
     _fill(grid, device, lane, start, spans, sizes, starts[:-1], rows, work.batch_size)

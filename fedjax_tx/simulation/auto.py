@@ -7,7 +7,6 @@ were worse twice in a row (once may be a bump) than the best so far, which is ti
 come since. On a mesh the number is that of each device's lanes.
 """
 
-import os
 import time
 
 import jax
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 
 from fedjax_tx.data.schedule import cut_short, slots_by_device
 from fedjax_tx.simulation.experiment import Experiment
+from fedjax_tx.simulation.placement import free_bytes
 from fedjax_tx.simulation.round import run_rounds
 from fedjax_tx.simulation.rounds import RoundFunction, build_round
 from fedjax_tx.types import Execution
@@ -28,10 +28,10 @@ _WORSE, _ENOUGH_WORSE = 1.1, 2
 def choose_lanes(experiment: Experiment, execution: Execution, columns: dict, mesh: Mesh | None) -> RoundFunction:
     """Returns the round function with the number of lanes whose rounds take the least time."""
     most = experiment.cohorts.max_clients(experiment.train.num_clients)
-    best = build_round(experiment, columns, 1, execution.rounds_per_call, mesh, execution.taper)
+    best = build_round(experiment, columns, 1, execution, mesh)
     best_seconds, lanes, worse = probe(best), 2, 0
     while lanes * (1 if mesh is None else mesh.size) <= most and worse < _ENOUGH_WORSE:
-        candidate = build_round(experiment, columns, lanes, execution.rounds_per_call, mesh, execution.taper)
+        candidate = build_round(experiment, columns, lanes, execution, mesh)
         if not fits(candidate):
             break
         seconds = probe(candidate)
@@ -52,14 +52,6 @@ def fits(round_fn: RoundFunction) -> bool:
     memory = compiled.memory_analysis()
     share = free_bytes() if round_fn.mesh is None else free_bytes(round_fn.mesh.local_mesh.size)
     return memory is None or memory.output_size_in_bytes + memory.temp_size_in_bytes < _MEMORY_SHARE * share
-
-
-def free_bytes(num_devices: int = 1) -> int:
-    """Returns the memory free on the first device; on CPU, a device's share of what the operating system has available."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // num_devices
 
 
 def probe(round_fn: RoundFunction) -> float:

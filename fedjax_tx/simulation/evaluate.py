@@ -1,6 +1,10 @@
-"""Evaluation: a pass over every client of a data set, on the same executor as training."""
+"""Evaluation: a pass over every client of a data set, on the same executor as training.
 
-from collections.abc import Callable, Mapping
+With ``placement="host"`` the clients come in pieces of consecutive ones that fit into a buffer; while a piece is scored the host
+prepares the next.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,9 +15,10 @@ from jaxtyping import Array, Int
 from fedjax_tx import check
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.data.cohort import as_cohort
-from fedjax_tx.data.schedule import Schedule, make_schedule, plan_capacity
+from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.mesh import place, resolve_mesh
+from fedjax_tx.simulation.placement import fill, place_columns, refuse_buffers, rows_that_fit
 from fedjax_tx.simulation.round import pass_work, resolve, run_evaluation
 from fedjax_tx.simulation.rounds import RoundState, hyper_arrays, weighted_mean
 from fedjax_tx.types import Cohort, Execution, LocalWork
@@ -34,9 +39,9 @@ def make_evaluation(
 
     Args:
       experiment: says the algorithm. dataset: the clients to score; its columns are those of the training data.
-      execution: on which mesh; its other settings do not matter here.
+      execution: on which mesh, and where the data lies; its other settings do not matter here.
 
-    Errors: ``ValueError`` if the columns differ from the training data's in name, dtype or shape.
+    Errors: ``ValueError`` if the columns differ from the training data's in name, dtype or shape, or do not fit on a device.
 
     Example:
       >>> import fedjax_tx as ftx, optax
@@ -50,13 +55,23 @@ def make_evaluation(
       >>> weight.tolist()
       [2.0, 2.0]
     """
-    plan = plan_evaluation(experiment, dataset, execution)
+    execution = Execution() if execution is None else execution
+    check.instance("execution", execution, Execution, "an Execution")
+    pieces = _make_pieces(experiment, dataset, execution)
     hyper, population, maker = hyper_arrays(experiment.hyper), experiment.train.num_clients, experiment.make_algorithm
+    mesh = resolve_mesh(execution)
 
     def evaluate(state: RoundState) -> ClientMetrics:
-        seed, batch_size = np.uint32(state.seed), plan.batch_size
-        given = (hyper, seed, place(state.device, plan.mesh), plan.rows, plan.columns, plan.schedule)
-        return jax.device_get(run_evaluation(maker, batch_size, population, *given, plan.mesh))
+        seed, device = np.uint32(state.seed), place(state.device, mesh)
+        parts: list[ClientMetrics] = []
+        running = None
+        for plan in pieces():
+            if running is not None:  # the host waits for a piece only when the next is ready
+                parts.append(_read_piece(*running))
+            given = (hyper, seed, device, plan.rows, plan.columns, plan.schedule)
+            running = plan.num_clients, run_evaluation(maker, plan.batch_size, population, *given, plan.mesh)
+        parts.append(_read_piece(*running))
+        return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
     return evaluate
 
@@ -69,13 +84,24 @@ class EvaluationPlan(NamedTuple):
     columns: dict[str, Array]
     schedule: Schedule
     mesh: Mesh | None
+    num_clients: int
 
 
 def plan_evaluation(experiment: Experiment, dataset: FederatedDataset, execution: Execution | None = None) -> EvaluationPlan:
     """Checks that a data set can be scored, and packs its clients into lanes."""
+    execution = Execution() if execution is None else execution
+    work, capacity, mesh = _plan_work(experiment, dataset, execution)
+    cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)
+    schedule = place(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0), mesh)
+    columns = place_columns(dataset, "device", mesh)
+    rows = place(match_clients(dataset.client_ids, experiment.train.client_ids).astype(np.int32), mesh)
+    return EvaluationPlan(work.batch_size, rows, columns, schedule, mesh, dataset.num_clients)
+
+
+def _plan_work(experiment: Experiment, dataset: FederatedDataset, execution: Execution):
+    """(work, capacity for all clients at once, mesh) of an evaluation, once it is found to be one."""
     check.instance("experiment", experiment, Experiment, "an Experiment")
     check.instance("dataset", dataset, FederatedDataset, "a FederatedDataset")
-    execution = Execution() if execution is None else execution
     check.instance("execution", execution, Execution, "an Execution")
     _check_columns(experiment.train, dataset)
     algorithm = resolve(experiment.make_algorithm, experiment.hyper)
@@ -84,11 +110,56 @@ def plan_evaluation(experiment: Experiment, dataset: FederatedDataset, execution
     mesh = resolve_mesh(execution)
     devices = None if mesh is None else mesh.size
     capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes, False, devices, execution.taper)
-    cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)
-    schedule = place(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0), mesh)
-    columns = place(dict(dataset.columns), mesh)
-    rows = place(match_clients(dataset.client_ids, experiment.train.client_ids).astype(np.int32), mesh)
-    return EvaluationPlan(work.batch_size, rows, columns, schedule, mesh)
+    return work, capacity, mesh
+
+
+def _make_pieces(
+    experiment: Experiment, dataset: FederatedDataset, execution: Execution
+) -> Callable[[], Iterable[EvaluationPlan]]:
+    """Returns ``pieces()``: the whole set at once where it lies on the device, else pieces, each sent when it is asked for."""
+    if execution.placement == "device":
+        whole = plan_evaluation(experiment, dataset, execution)
+        return lambda: [whole]
+    work, capacity, mesh = _plan_work(experiment, dataset, execution)
+    bounds = _piece_bounds(dataset.offsets, rows_that_fit(dataset.columns))
+    capacity = _piece_capacity(dataset, work, capacity, bounds)
+    num_rows = max(int(dataset.offsets[last] - dataset.offsets[first]) for first, last in bounds)
+    refuse_buffers(dataset.columns, num_rows, mesh)
+    known = match_clients(dataset.client_ids, experiment.train.client_ids).astype(np.int32)
+
+    def pieces() -> Iterator[EvaluationPlan]:
+        for first, last in bounds:
+            start, stop = dataset.offsets[first], dataset.offsets[last]
+            cohort = as_cohort(Cohort(np.arange(first, last)), dataset.num_clients, capacity.clients)
+            schedule = make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0)
+            schedule = schedule._replace(order=np.maximum(schedule.order - start, 0).astype(np.int32))  # 0 behind its end
+            columns = {name: fill(column, slice(start, stop), num_rows) for name, column in dataset.columns.items()}
+            rows = fill(known, slice(first, last), capacity.clients)
+            yield EvaluationPlan(work.batch_size, *place((rows, columns, schedule), mesh), mesh, last - first)
+
+    return pieces
+
+
+def _piece_bounds(offsets: np.ndarray, num_rows: int) -> list[tuple[int, int]]:
+    """Consecutive clients (first, behind last) with at most ``num_rows`` rows, or one client with more."""
+    bounds, first, num_clients = [], 0, len(offsets) - 1
+    while first < num_clients:
+        last = int(np.searchsorted(offsets, offsets[first] + num_rows, side="right")) - 1
+        bounds.append((first, max(last, first + 1)))
+        first = bounds[-1][1]
+    return bounds
+
+
+def _piece_capacity(dataset: FederatedDataset, work: LocalWork, whole: Capacity, bounds: list[tuple[int, int]]) -> Capacity:
+    """What holds each piece, in as many lanes as the whole would take."""
+    sizes = dataset.client_sizes
+    each = [plan_capacity(sizes[a:b], work, b - a, whole.lanes, devices=whole.devices) for a, b in bounds]
+    clients, ticks, rows = (max(getattr(one, name) for one in each) for name in ("clients", "ticks", "rows"))
+    return whole._replace(clients=clients, ticks=ticks, rows=rows)
+
+
+def _read_piece(num_clients: int, metrics: Mapping[str, tuple[Array, Array]]) -> ClientMetrics:
+    return jax.tree.map(lambda values: values[:num_clients], jax.device_get(metrics))
 
 
 def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:

@@ -160,7 +160,8 @@ def update_shapes(a_pass: Pass, broadcast: PyTree, client_state: PyTree, info: C
 
 def batch_shapes(columns: dict, batch_size: int) -> BatchShapes:
     """Returns the shapes of a batch of ``columns``."""
-    return BatchShapes(tuple((name, (batch_size, *c.shape[1:]), str(c.dtype)) for name, c in sorted(columns.items())))
+    dtypes = {name: str(jax.dtypes.canonicalize_dtype(column.dtype)) for name, column in columns.items()}
+    return BatchShapes(tuple((name, (batch_size, *c.shape[1:]), dtypes[name]) for name, c in sorted(columns.items())))
 
 
 def _client_infos(schedule, columns, batch_size, pass_key) -> ClientInfo:

@@ -1,12 +1,13 @@
 """Rounds for a user's own loop, and for ``ftx.run``: the host's side of the compiled program.
 
-The host selects cohorts and packs them into schedules; the devices do the rest. The data stays on them.
+The host selects cohorts and packs them into schedules; the devices do the rest. While they do, the host prepares the next call
+(``ahead.py``). The data stays on them, or with the host (``placement.py``).
 """
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,9 +17,11 @@ from fedjax_tx import check, prng
 from fedjax_tx.aggregation import check_max_clients
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity, stack, useful_share
+from fedjax_tx.simulation.ahead import Ahead, CallKey, prepare_ahead, take_ahead
 from fedjax_tx.simulation.debug import run_round_watched
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.mesh import place, resolve_mesh
+from fedjax_tx.simulation.placement import gather_rows, place_columns, refuse_buffers, rows_of_a_round, rows_that_fit
 from fedjax_tx.simulation.round import DeviceState, init_state, pass_work, resolve, run_rounds
 from fedjax_tx.types import Cohort, Execution, LocalWork, PyTree
 
@@ -72,22 +75,33 @@ class Plan(NamedTuple):
     source_state: PyTree
 
 
+class Call(NamedTuple):
+    """A call of the compiled program, ready but for the state: its plan, and the columns and schedules that it is given."""
+
+    plan: Plan
+    columns: dict[str, jax.Array]
+    schedules: tuple[Schedule, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class RoundFunction:
     """``round_fn.init(seed)`` makes the first state; ``round_fn(state) -> (state, info)`` runs one round.
 
-    Made by ``make_round``. ``run(state, num_rounds)`` runs several in one call of the compiled program.
+    Made by ``make_round``. ``run(state, num_rounds)`` runs several in one call of the compiled program. ``columns`` are on the
+    devices, or with the host where ``buffer_rows`` says how many rows a call is sent. ``ahead`` holds at most one call.
     """
 
     experiment: Experiment
     works: tuple[LocalWork, ...]
     capacities: tuple[Capacity, ...]
-    columns: dict[str, jax.Array]
+    columns: dict[str, Any]
     num_lanes: int
     rounds_per_call: int
     max_version: int
     mesh: Mesh | None = None
+    buffer_rows: int | None = None
     debug: bool = False
+    ahead: list[Ahead] = field(default_factory=list, init=False, repr=False)
 
     def init(self, seed: int | None = None, init_params: PyTree = None) -> RoundState:
         """Returns the state before round 0; ``seed`` defaults to the experiment's, ``init_params`` to newly drawn ones."""
@@ -95,8 +109,8 @@ class RoundFunction:
         seed = experiment.seed if seed is None else check.integer("seed", seed, low=0, high=2**32 - 1)
         population = experiment.train.num_clients
         hyper, batch_size = hyper_arrays(experiment.hyper), self.works[0].batch_size
-        maker = experiment.make_algorithm
-        device = init_state(maker, population, batch_size, hyper, np.uint32(seed), init_params, self.columns)
+        maker, some = experiment.make_algorithm, {name: np.array(column[:1]) for name, column in experiment.train.columns.items()}
+        device = init_state(maker, population, batch_size, hyper, np.uint32(seed), init_params, some)
         return RoundState(place(device, self.mesh), experiment.cohorts.init(population), seed, 0)
 
     def __call__(self, state: RoundState) -> tuple[RoundState, RoundInfo]:
@@ -104,20 +118,30 @@ class RoundFunction:
         state, infos = self.run(state, 1)
         return state, infos[0]
 
-    def run(self, state: RoundState, num_rounds: int) -> tuple[RoundState, list[RoundInfo]]:
-        """Runs ``num_rounds`` rounds (at most ``rounds_per_call``) in one call of the compiled program."""
+    def run(self, state: RoundState, num_rounds: int, then: int | None = None) -> tuple[RoundState, list[RoundInfo]]:
+        """Runs ``num_rounds`` rounds (at most ``rounds_per_call``) in one call of the compiled program.
+
+        Meanwhile the next call is prepared: of ``then`` rounds, by default as many again; 0 prepares none. No result depends on it.
+        """
         check.instance("state", state, RoundState, "a RoundState made by round_fn.init")
         check.integer("num_rounds", num_rounds, low=1, high=self.rounds_per_call)
-        plan = self.plan(state, num_rounds)
-        arguments = self.arguments(state, plan)
+        then = num_rounds if then is None else check.integer("then", then, low=0, high=self.rounds_per_call)
+        ahead = self.ahead.pop() if self.ahead else None
+        call = take_ahead(ahead, _key(state, num_rounds), lambda: self.prepare(self.plan(state, num_rounds)))
+        plan, arguments = call.plan, self._arguments(state, call)
+        reads_metrics = self.experiment.cohorts.reads_metrics
         if self.debug:
             names = self.experiment.train.client_ids[plan.cohorts[0].ids].tolist()
             device, output = run_round_watched(arguments, state.round, names)
         else:
             device, output = run_rounds(*arguments)
-        infos = read_infos(state.round, plan, jax.device_get(output), [work.batch_size for work in self.works])
-        last = (infos[-1].client_ids, infos[-1].client_metrics) if self.experiment.cohorts.reads_metrics else None
-        return RoundState(device, plan.source_state, state.seed, state.round + num_rounds, last), infos
+        state = RoundState(device, plan.source_state, state.seed, state.round + num_rounds)
+        if then and not reads_metrics and not self.debug:
+            self.ahead.append(prepare_ahead(_key(state, then), lambda: self.prepare(self.plan(state, then))))
+        # Only here the host waits for the devices.
+        infos = read_infos(state.round - num_rounds, plan, jax.device_get(output), [work.batch_size for work in self.works])
+        last = (infos[-1].client_ids, infos[-1].client_metrics) if reads_metrics else None
+        return state._replace(last_metrics=last), infos
 
     def plan(self, state: RoundState, num_rounds: int) -> Plan:
         """Selects the cohorts of the next rounds and packs them into lanes."""
@@ -135,8 +159,19 @@ class RoundFunction:
                 planned.append(make_schedule(cohorts[-1], train.offsets, work, capacity, state.seed, number))
         return Plan(cohorts, schedules, source_state)
 
+    def prepare(self, plan: Plan) -> Call:
+        """Makes ready what the compiled program is given of a plan; with the data on the host, its rows are on their way."""
+        columns, schedules = self.columns, plan.schedules
+        if self.buffer_rows is not None:
+            buffers, schedules = gather_rows(columns, schedules, self.buffer_rows)
+            columns = place(buffers, self.mesh)
+        return Call(plan, columns, tuple(stack(planned, self.rounds_per_call) for planned in schedules))
+
     def arguments(self, state: RoundState, plan: Plan) -> tuple:
         """Returns the arguments of ``run_rounds`` for a plan."""
+        return self._arguments(state, self.prepare(plan))
+
+    def _arguments(self, state: RoundState, call: Call) -> tuple:
         experiment = self.experiment
         return (
             experiment.make_algorithm,
@@ -144,10 +179,10 @@ class RoundFunction:
             hyper_arrays(experiment.hyper),
             np.uint32(state.seed),
             np.int32(state.round),
-            np.int32(len(plan.cohorts)),
+            np.int32(len(call.plan.cohorts)),
             state.device if self.mesh is None else place(state.device, self.mesh),
-            self.columns,
-            tuple(stack(planned, self.rounds_per_call) for planned in plan.schedules),
+            call.columns,
+            call.schedules,
             np.int32(experiment.train.num_clients),
             self.mesh,
         )
@@ -191,23 +226,19 @@ def make_round(experiment: Experiment, execution: Execution | None = None) -> Ro
     execution = Execution() if execution is None else execution
     check.instance("execution", execution, Execution, "an Execution")
     mesh = resolve_mesh(execution)
-    columns = place(dict(experiment.train.columns), mesh)
+    columns = place_columns(experiment.train, execution.placement, mesh)
     if execution.debug:
-        return dataclasses.replace(build_round(experiment, columns, 1, 1), debug=True)
+        plain = dataclasses.replace(execution, rounds_per_call=1, taper=0)
+        return dataclasses.replace(build_round(experiment, columns, 1, plain), debug=True)
     if execution.num_lanes == "auto":
         return choose_lanes(experiment, execution, columns, mesh)
-    return build_round(experiment, columns, execution.num_lanes, execution.rounds_per_call, mesh, execution.taper)
+    return build_round(experiment, columns, execution.num_lanes, execution, mesh)
 
 
 def build_round(
-    experiment: Experiment,
-    columns: dict,
-    num_lanes: int,
-    rounds_per_call: int | str,
-    mesh: Mesh | None = None,
-    taper: int | Literal["auto"] = 0,
+    experiment: Experiment, columns: dict, num_lanes: int, execution: Execution, mesh: Mesh | None = None
 ) -> RoundFunction:
-    """Makes the round function for a given number of lanes a device."""
+    """Makes the round function for a given number of lanes a device; otherwise as ``execution`` says."""
     train, source = experiment.train, experiment.cohorts
     source.init(train.num_clients)  # refuses a source that doesn't fit the data, before anything compiles
     most = source.max_clients(train.num_clients)
@@ -219,16 +250,28 @@ def build_round(
         check_max_clients(a_pass.aggregator, most)
     works = tuple(pass_work(a_pass, experiment.local) for a_pass in algorithm.passes)
     devices = None if mesh is None else mesh.size
-    sizes = train.client_sizes
+    sizes, taper = train.client_sizes, execution.taper
     capacities = tuple(plan_capacity(sizes, work, most, num_lanes, source.repeats, devices, taper) for work in works)
+    round_rows = rows_of_a_round(sizes, works, most) if execution.placement == "host" else None
+    rounds_per_call = execution.rounds_per_call
     if rounds_per_call == "auto":
         own = sum(4 * c.ticks * c.lanes + 2 * c.ticks + 4 * c.clients for c in capacities)
         words = sum(c.rows + 4 * c.clients for c in capacities) + (devices or 1) * own
-        rounds_per_call = max(1, min(_MAX_ROUNDS_PER_CALL, _MAX_SCHEDULE_BYTES // (4 * words)))
-    if source.reads_metrics:
-        rounds_per_call = 1
+        rounds_per_call = min(_MAX_ROUNDS_PER_CALL, _MAX_SCHEDULE_BYTES // (4 * words))
+        if round_rows is not None:
+            rounds_per_call = min(rounds_per_call, rows_that_fit(columns) // round_rows)
+    rounds_per_call = 1 if source.reads_metrics else max(1, int(rounds_per_call))
+    buffer_rows = None
+    if round_rows is not None:
+        buffer_rows = min(rounds_per_call * round_rows, train.num_examples)
+        refuse_buffers(columns, buffer_rows, mesh)
     lanes = max(capacity.lanes for capacity in capacities)
-    return RoundFunction(experiment, works, capacities, columns, lanes, int(rounds_per_call), algorithm.max_version, mesh)
+    version = algorithm.max_version
+    return RoundFunction(experiment, works, capacities, columns, lanes, rounds_per_call, version, mesh, buffer_rows)
+
+
+def _key(state: RoundState, num_rounds: int) -> CallKey:
+    return CallKey(state.seed, state.round, num_rounds, state.cohorts)
 
 
 def hyper_arrays(hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from fedjax_tx import check, tree
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment, RoundFunction, RoundInfo, RoundState, make_evaluation, make_round, summarise
 from fedjax_tx.simulation.evaluate import ClientMetrics
-from fedjax_tx.simulation.mesh import place, resolve_mesh
+from fedjax_tx.simulation.mesh import resolve_mesh
 from fedjax_tx.simulation.rounds import build_round
 from fedjax_tx.training import records
 from fedjax_tx.training.directory import Start, Store, no_store, open_store, read_choices, writing
@@ -105,8 +105,8 @@ def run(
     execution = Execution() if execution is None else execution
     check_run(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress)
     directory = None if run_dir is None else Path(run_dir)
-    mesh = resolve_mesh(execution)
-    first = build_round(experiment, place(dict(experiment.train.columns), mesh), 1, 1, mesh).init(init_params=init_params)
+    columns, mesh = dict(experiment.train.columns), resolve_mesh(execution)
+    first = build_round(experiment, columns, 1, Execution(), mesh).init(init_params=init_params)  # reads only the columns' shapes
     evaluators = {name: make_evaluation(experiment, data, execution) for name, data in evaluate.items()}
     store, start = no_store(), Start(first, new_ledger(), [])
     if directory is not None:
@@ -135,19 +135,16 @@ def _run(setup: _Setup, start: Start) -> RunResult:
     """The host loop."""
     state, ledger, history = start.state, start.ledger, list(start.history)
     cost = bytes_a_client(setup.round_fn, state)
-    began, pace, client_metrics = time.perf_counter(), 1, None
+    began, count, pace, client_metrics = time.perf_counter(), 1, 1, None
     stopped, ending = _why_stop(setup, history), False
     with delayed_interrupt(setup.directory is not None) as interrupted:
         while state.round < setup.rounds and stopped is None and not ending:
-            count = min(
-                pace,
-                setup.round_fn.rounds_per_call,
-                until_due(state.round, setup.rounds, setup.evaluate_every, setup.checkpoint_every),
-            )
+            left = until_due(state.round + count, setup.rounds, setup.evaluate_every, setup.checkpoint_every)
+            then = min(pace, setup.round_fn.rounds_per_call, left)  # 0 behind the last call
             call_began = time.perf_counter()
-            state, infos = setup.round_fn.run(state, count)
+            state, infos = setup.round_fn.run(state, count, then)
             seconds = time.perf_counter() - call_began
-            pace = max(1, int(SECONDS_A_CALL / (seconds / count)))
+            count, pace = then, max(1, int(SECONDS_A_CALL / (seconds / count)))
             ledger, client_metrics = charge(ledger, infos, cost), None
             lines = [round_record(info) for info in infos]
             due = state.round % setup.evaluate_every == 0

@@ -150,7 +150,7 @@ def sweep(
         resolve(experiment.make_algorithm, _hyper_of(experiment, cell))
     first = _single(experiment, cells[0], vary_cohort)
     columns = {name: jax.device_put(column) for name, column in experiment.train.columns.items()}
-    first_state = build_round(first, columns, 1, 1).init(init_params=init_params)
+    first_state = build_round(first, columns, 1, Execution()).init(init_params=init_params)
     evaluations = {name: plan_evaluation(first, data, execution) for name, data in evaluate.items()}
     directory = None if run_dir is None else Path(run_dir)
     description: dict[str, Any] = {}
@@ -209,6 +209,9 @@ def _refuse(experiment: Experiment, execution: Execution) -> None:
         check.fail_value("the experiment's cohorts", expected, experiment.cohorts.description)
     if execution.debug:
         check.fail_value("execution", "without debug, which follows one run: ftx.run", execution)
+    if execution.placement == "host":
+        expected = 'with placement="device": settings side by side share the data on the device'
+        check.fail_value("execution", expected, execution)
     if isinstance(execution.mesh, Mesh):
         check.fail_value("execution", "without a mesh: the settings of a sweep share one device", execution)
 

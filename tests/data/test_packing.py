@@ -88,8 +88,9 @@ def test_halvings_are_chosen_as_long_as_each_saves_a_twentieth():
     assert [slots(pack(spans, 32, 1, halvings), halvings) for halvings in range(6)] == [3200, 1600, 800, 400, 200, 131]
     assert choose_halvings(spans, 32) == 5
     # 20 and 19: 40 slots; 39 with one lane at the end, which is no twentieth less; with 20 and 18 it is.
-    assert choose_halvings(np.array([20, 19]), 2) == 0
-    assert choose_halvings(np.array([20, 18]), 2) == 1
+    assert choose_halvings(np.array([200, 190]), 2) == 0
+    assert choose_halvings(np.array([200, 180]), 2) == 1
+    assert choose_halvings(np.array([20, 1]), 2) == 0  # too short
     assert choose_halvings(np.array([], int), 4) == 0
     assert choose_halvings(np.array([7]), 1) == 0
 

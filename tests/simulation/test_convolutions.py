@@ -41,7 +41,8 @@ def make_algorithm(hyper):
     return ftx.algorithms.fed_avg(task, client_optimizer=optax.sgd(hyper["client_lr"]))
 
 
-EXPERIMENT = problems.experiment(make_algorithm, train=pictures(), local=ftx.data.LocalWork(batch_size=2, epochs=1, shuffle=False))
+LOCAL = ftx.data.LocalWork(batch_size=2, epochs=1, shuffle=False)
+EXPERIMENT = problems.experiment(make_algorithm, train=pictures(), local=LOCAL)
 
 
 def convolve_by_hand(x, kernel):

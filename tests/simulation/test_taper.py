@@ -184,10 +184,13 @@ def test_debugging_runs_on_one_lane_whatever_the_halvings():
 
 
 def test_by_default_lanes_halve_where_that_saves_slots_and_auto_measures_such_programs():
-    halvings = {}
+    long, halvings = make_experiment(local=ftx.data.LocalWork(batch_size=2, epochs=2)), {}
     for num_lanes in (2, 8):
-        round_fn = ftx.make_round(make_experiment(), ftx.Execution(num_lanes=num_lanes, mesh=None))
+        round_fn = ftx.make_round(long, ftx.Execution(num_lanes=num_lanes, mesh=None))
         halvings[num_lanes] = round_fn.capacities[0].halvings
     assert halvings == {2: 1, 8: 3}
-    chosen = ftx.make_round(make_experiment(), ftx.Execution(mesh=None))
+    chosen = ftx.make_round(long, ftx.Execution(mesh=None))
     assert chosen.capacities[0].halvings == {1: 0, 2: 1, 4: 2, 8: 3}[chosen.num_lanes]
+    # In the passes of half as many ticks, a halving would take longer to compile than it saves.
+    short = ftx.make_round(make_experiment(), ftx.Execution(num_lanes=8, mesh=None))
+    assert short.capacities[0].halvings == 0
