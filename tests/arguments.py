@@ -39,6 +39,7 @@ TABLE = {
         {},
         {
             **dict.fromkeys(["num_lanes", "rounds_per_call"], [1.5, 0, "many"]),
+            "taper": [1.5, -1, "often"],
             "mesh": [2, "many", jax.sharding.Mesh(np.array([[jax.devices()[0]]]), ("model", "clients"))],
             "placement": [2, "disk"],
             "debug": ["yes"],

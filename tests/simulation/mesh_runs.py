@@ -38,9 +38,9 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
-def play(experiment, mesh, num_lanes=1, rounds_per_call=ROUNDS, rounds=ROUNDS):
+def play(experiment, mesh, num_lanes=1, rounds_per_call=ROUNDS, rounds=ROUNDS, taper="auto"):
     """The last state and what all rounds said, as plain arrays by path."""
-    execution = ftx.Execution(num_lanes=num_lanes, rounds_per_call=rounds_per_call, mesh=mesh)
+    execution = ftx.Execution(num_lanes=num_lanes, rounds_per_call=rounds_per_call, mesh=mesh, taper=taper)
     round_fn = ftx.make_round(experiment, execution)
     state, infos = round_fn.init(), []
     while state.round < rounds:
@@ -137,6 +137,24 @@ def methods() -> dict:
     return told
 
 
+def tapers() -> dict:
+    """Lanes that halve on each device when its own run dry, against two lanes of one device that never do."""
+    data = problems.ragged_clients((16, *(1 + 7 * number % 12 for number in range(18)), 0), seed=5)
+    cohorts = ftx.data.fixed_cohorts([range(20), [0, 3, 19], range(1, 20)])
+    told = {}
+    for name, algorithm, mesh, num_lanes in (("two", MEAN, TWO, 6), ("eight", integers(), EIGHT, 2)):
+        experiment = problems.experiment(algorithm, train=data, cohorts=cohorts)
+        halving = ftx.Execution(num_lanes=num_lanes, taper=1, mesh=mesh, rounds_per_call=ROUNDS)
+        round_fn = ftx.make_round(experiment, halving)
+        (schedules,) = round_fn.plan(round_fn.init(), ROUNDS).schedules
+        told[name] = {
+            "apart": apart(play(experiment, None, 2, taper=0)[1], play(experiment, mesh, num_lanes, taper=1)[1]),
+            "narrow": schedules[0].narrow[:, 0].tolist(),
+            "ticks": schedules[0].num_ticks.tolist(),
+        }
+    return told
+
+
 def bits(state) -> dict:
     return {name: array.tobytes().hex() for name, array in runs.leaves(state.device.clients).items()}
 
@@ -205,6 +223,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         told = {
             "methods": methods(),
+            "tapers": tapers(),
             "kept": kept(),
             "evaluations": evaluations(),
             "resumed": resumed(Path(directory)),

@@ -34,6 +34,15 @@ def test_the_rounds_compared_train(told, method):
     assert told["methods"][method]["moved"] > 0.01
 
 
+def test_lanes_halve_on_each_device_when_its_own_run_dry(told):
+    for devices, name in ((2, "two"), (8, "eight")):
+        narrow, ticks = told["tapers"][name]["narrow"], told["tapers"][name]["ticks"]
+        assert len(narrow) == devices and len(set(zip(narrow, ticks, strict=True))) > 1
+        assert all(0 < first <= last for first, last in zip(narrow, ticks, strict=True))
+    assert told["tapers"]["two"]["apart"] < 1
+    assert told["tapers"]["eight"]["apart"] == 0  # sums of integers
+
+
 def test_client_states_come_back_bit_for_bit(told):
     # Keys, flags, small integers, and floats that adding zero would change.
     assert told["kept"]["same"]

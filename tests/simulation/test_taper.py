@@ -1,20 +1,23 @@
 """Lanes that halve as they run dry never change what is computed; the loops after a halving do run, and no client is lost."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import problems
 import pytest
 from test_lanes import assert_close, assert_equal
 
 import fedjax_tx as ftx
+from fedjax_tx.data.schedule import slots_by_device
+from fedjax_tx.simulation import auto
 
 SIZES = (5, 0, 1, 9, 3, 7, 40, 2)
 COHORTS = [list(range(8)), [6, 1, 0], [5, 3, 0, 2, 7], []]
 LOCAL = ftx.data.LocalWork(batch_size=2)
 MANY = np.exp(np.random.default_rng(1).normal(1.5, 1.0, 32)).round().clip(1, 40).astype(int)
-WAYS = [(1, 0), (2, 1), (6, 2), (8, 1), (8, 9)]
+WAYS = [(2, 1), (6, 2), (8, 9)]
 """Lanes and halvings; of 8 lanes 9 halvings are 3."""
 COMPILED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -55,6 +58,7 @@ def test_training_on_halving_lanes_is_that_on_two_lanes(flat, num_lanes, taper):
     assert_close(told(infos), told(flat[1]))
 
 
+@pytest.mark.slow  # six bodies of a loop to compile
 def test_32_clients_on_32_lanes_that_halve_five_times_train_as_on_one():
     cohorts = ftx.data.fixed_cohorts([range(32), range(0, 32, 3)])
     experiment = make_experiment(train=problems.ragged_clients(MANY), cohorts=cohorts)
@@ -66,72 +70,68 @@ def test_32_clients_on_32_lanes_that_halve_five_times_train_as_on_one():
     assert tapered[0].useful > 0.7 > 0.4 > never[0].useful
 
 
-def recorded(aggregator):
-    """Clients that write down each step's rows and random numbers, and send random integers."""
-    return problems.one_pass(problems.recorder(20), aggregator)
+def recorder():
+    """A client that keeps what each of its steps of the last round saw: the sum of row numbers, and a random number."""
+
+    def start(broadcast, info, state):
+        return {"rows": jnp.zeros(20, jnp.int32), "drawn": jnp.zeros(20), "at": jnp.int32(0)}
+
+    def step(broadcast, info, local, batch, mask, key):
+        at = local["at"]
+        rows = local["rows"].at[at].set(jnp.where(mask, batch["row"] + 1, 0).sum())
+        return {"rows": rows, "drawn": local["drawn"].at[at].set(jax.random.uniform(key)), "at": at + 1}
+
+    def finish(broadcast, info, local):
+        return ftx.ClientResult({}, ftx.clients.client_weight(info), local, {})
+
+    return ftx.ClientTrainer(lambda broadcast, key: start(broadcast, None, None), start, step, finish)
 
 
-def integers():
+def integers(reduce):
+    """Random integers of each client, and what the server makes of them."""
+
     def encode(update, weight, shared, client_state, client_key, round_key):
         return {"m": jax.random.bits(client_key, (5,), jnp.uint32).astype(jnp.int32)}, weight, client_state
 
     def decode(reduced, totals, state, key):
-        return {"m": reduced["m"]}, state, {"sum": reduced["m"], "invited": totals.invited, "clients": totals.clients}
+        stacked = isinstance(reduce, ftx.Stacked)
+        told = {"rows": reduced.summands["m"]} if stacked else {"sum": reduced["m"], "clients": totals.clients}
+        return {"m": jnp.zeros(5, jnp.int32)}, state, told
 
-    return ftx.aggregation.nothing()._replace(encode=encode, decode=decode)
-
-
-def test_every_step_is_made_once_with_its_rows_and_keys_and_integer_sums_are_bit_equal():
-    experiment = make_experiment(recorded(integers()), hyper={})
-    results = []
-    for num_lanes, taper in ((1, 0), (6, 2), (8, 3)):
-        _, infos = play(experiment, num_lanes, taper)
-        results.append([(info.client_metrics, info.aggregation) for info in infos])
-    assert_equal(results[1], results[0])
-    assert_equal(results[2], results[0])
-    first, said = results[0][0]
-    steps = sum(int(first[f"rows{number}"][0].astype(bool).sum()) for number in range(20))
-    assert steps == sum(-(-size // 2) for size in SIZES)
-    assert said["sum"].any() and (said["invited"], said["clients"]) == (8, 7)
+    return ftx.aggregation.nothing()._replace(encode=encode, reduce=reduce, decode=decode)
 
 
-def test_several_passes_with_client_states_do_not_depend_on_halvings():
-    def make_algorithm(hyper):
-        return ftx.algorithms.mime(problems.LOGISTIC, optax.sgd(0.1, momentum=0.9))
-
-    experiment = make_experiment(make_algorithm, hyper={})
-    one, infos = play(experiment, 2, 0)
-    many, tapered = play(experiment, 8, 2)
-    assert_close(many.device, one.device)
-    assert_close(told(tapered), told(infos))
-
-
-def test_stacked_rows_come_from_lanes_of_every_width():
-    def rows(reduced, totals, state, key):
-        summed = jax.tree.map(lambda leaf: leaf.sum(0), reduced.summands)
-        return summed, state, {"rows": reduced.summands["delta"]["w"], "valid": reduced.valid}
-
-    aggregator = ftx.aggregation.nothing()._replace(reduce=ftx.Stacked(), decode=rows)
-    algorithm = ftx.algorithms.scaffold(problems.LOGISTIC, 0.1)
-    one_pass = algorithm.passes[0]._replace(aggregator=aggregator, combine=lambda state, aggregate, key: (state, {}))
-    experiment = make_experiment(algorithm._replace(passes=(one_pass,)), hyper={})
-    (one, infos), (many, tapered) = play(experiment, 1, 0), play(experiment, 8, 3)
-    assert_close(many.device.clients, one.device.clients)
-    assert_close([info.aggregation for info in tapered], [info.aggregation for info in infos])
-    assert infos[0].aggregation["valid"].tolist() == [size > 0 for size in SIZES]
+def test_every_step_of_two_passes_is_made_once_and_integer_sums_and_rows_are_bit_equal():
+    """A pass in batches of 2 that adds, then one in batches of 3 that stacks; the second one's steps are what clients keep."""
+    data = problems.ragged_clients(SIZES)
+    algorithm = problems.one_pass(recorder(), integers(ftx.Linear()))
+    stacked = algorithm.passes[0]._replace(
+        aggregator=integers(ftx.Stacked()), work=ftx.data.LocalWork(batch_size=3, shuffle=False)
+    )
+    experiment = make_experiment(algorithm._replace(passes=(*algorithm.passes, stacked)), hyper={}, train=data)
+    (one, infos), (many, tapered) = play(experiment, 1, 0), play(experiment, 6, 1)
+    assert_equal(many.device, one.device)
+    for name in ("sum", "clients", "rows"):
+        np.testing.assert_array_equal(*[np.stack([info.aggregation[name] for info in some]) for some in (tapered, infos)])
+    assert infos[0].aggregation["sum"].any() and (infos[0].aggregation["rows"] != 0).any(1).sum() == 8
+    assert [int(info.aggregation["clients"]) for info in tapered] == [7, 2, 5, 0]
+    kept = many.device.clients
+    assert kept["at"].tolist() == [-(-size // 3) for size in SIZES]
+    for client, rows in enumerate(kept["rows"].tolist()):
+        own = data.client(client)["row"] + 1
+        assert rows == [int(own[first : first + 3].sum()) for first in range(0, 60, 3)]
 
 
-def test_rounds_in_one_call_are_rounds_one_by_one_bit_for_bit(flat):
+def test_rounds_in_one_call_are_rounds_one_by_one_bit_for_bit():
     experiment = make_experiment()
-    assert_equal(play(experiment, 8, 3)[0].device, play(experiment, 8, 3, rounds_per_call=1)[0].device)
+    assert_equal(play(experiment, 2, 1)[0].device, play(experiment, 2, 1, rounds_per_call=1)[0].device)
 
 
-def test_another_cohort_with_other_widths_compiles_nothing():
-    experiment = make_experiment()
-    round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=8, taper=3, rounds_per_call=1, mesh=None))
+def test_other_cohorts_with_other_widths_compile_nothing():
+    round_fn = ftx.make_round(make_experiment(), ftx.Execution(num_lanes=2, taper=1, rounds_per_call=1, mesh=None))
     state = round_fn.init()
     schedules = round_fn.plan(state, 4).schedules[0]
-    assert len({tuple(schedule.narrow) for schedule in schedules}) > 2
+    assert [schedule.narrow.tolist() for schedule in schedules] == [[17], [4], [7], [0]]
     state, _ = round_fn(state)
     COMPILED.clear()
     for _ in range(3):
@@ -139,26 +139,25 @@ def test_another_cohort_with_other_widths_compiles_nothing():
     assert not COMPILED
 
 
-def test_useful_share_counts_the_lanes_that_are_left_by_hand():
-    # Steps: 3, 1 (without an example), 1, 5, 2, 4, 20, 1: 37, so one lane can't do it in 20 ticks, two can: 20 and 17.
+def test_useful_share_counts_the_lanes_that_are_left_by_hand(flat):
+    # Steps: 3, 1 (without an example), 1, 5, 2, 4, 20, 1: one lane can't do them in 20 ticks, two can: 20 and 17.
     _, infos = play(make_experiment(), 8, 3)
     assert infos[0].useful == sum(SIZES) / (2 * (2 * 17 + 1 * 3))
-    _, infos = play(make_experiment(), 8, 0)
-    assert infos[0].useful == sum(SIZES) / (2 * 8 * 20)
+    assert flat[1][0].useful == sum(SIZES) / (2 * 2 * 20)
 
 
 def test_evaluation_does_not_depend_on_halvings():
     experiment = make_experiment()
     data = problems.ragged_clients((1, 40, 0, 2, 9, 3), seed=7)
     state = ftx.make_round(experiment, ftx.Execution(num_lanes=1, mesh=None)).init()
-    scores = [ftx.make_evaluation(experiment, data, ftx.Execution(taper=taper, mesh=None))(state) for taper in (0, 2)]
+    scores = [ftx.make_evaluation(experiment, data, ftx.Execution(taper=taper, mesh=None))(state) for taper in (0, 1)]
     assert_close(*scores)
     assert scores[0]["loss"][1].tolist() == [1, 40, 0, 2, 9, 3]
 
 
 def test_a_sweep_over_halving_lanes_is_its_single_runs():
     experiment, grid = make_experiment(), {"client_lr": [0.03, 0.1]}
-    execution = ftx.Execution(num_lanes=8, taper=2, rounds_per_call=2, mesh=None)
+    execution = ftx.Execution(num_lanes=2, taper=1, rounds_per_call=2, mesh=None)
     swept = ftx.sweep(experiment, rounds=2, grid=grid, execution=execution, settings_at_once=2)
     for rate, history in zip(grid["client_lr"], swept.history, strict=True):
         _, infos = play(make_experiment(hyper={"client_lr": rate}), 2, 0, 2)
@@ -168,14 +167,14 @@ def test_a_sweep_over_halving_lanes_is_its_single_runs():
 
 def test_a_run_goes_on_bit_for_bit_where_it_stopped_and_to_tolerance_with_other_halvings(tmp_path):
     def run(rounds, name, taper):
-        execution = ftx.Execution(num_lanes=8, taper=taper, rounds_per_call=1, mesh=None)
+        execution = ftx.Execution(num_lanes=2, taper=taper, rounds_per_call=1, mesh=None)
         return ftx.run(make_experiment(), rounds, execution=execution, run_dir=tmp_path / name, progress=False)
 
-    whole = run(4, "whole", 2)
-    run(2, "same", 2)
-    assert_equal(run(4, "same", 2).state.device, whole.state.device)
+    whole = run(4, "whole", 1)
+    run(2, "same", 1)
+    assert_equal(run(4, "same", 1).state.device, whole.state.device)
     run(2, "another", 0)
-    assert_close(run(4, "another", 2).state.device, whole.state.device)
+    assert_close(run(4, "another", 1).state.device, whole.state.device)
 
 
 def test_debugging_runs_on_one_lane_whatever_the_halvings():
@@ -183,14 +182,39 @@ def test_debugging_runs_on_one_lane_whatever_the_halvings():
     assert (round_fn.num_lanes, round_fn.capacities[0].halvings) == (1, 0)
 
 
-def test_by_default_lanes_halve_where_that_saves_slots_and_auto_measures_such_programs():
+def test_by_default_lanes_halve_where_that_saves_slots_and_auto_measures_such_programs(monkeypatch):
     long, halvings = make_experiment(local=ftx.data.LocalWork(batch_size=2, epochs=2)), {}
     for num_lanes in (2, 8):
         round_fn = ftx.make_round(long, ftx.Execution(num_lanes=num_lanes, mesh=None))
         halvings[num_lanes] = round_fn.capacities[0].halvings
     assert halvings == {2: 1, 8: 3}
-    chosen = ftx.make_round(long, ftx.Execution(mesh=None))
-    assert chosen.capacities[0].halvings == {1: 0, 2: 1, 4: 2, 8: 3}[chosen.num_lanes]
-    # In the passes of half as many ticks, a halving would take longer to compile than it saves.
-    short = ftx.make_round(make_experiment(), ftx.Execution(num_lanes=8, mesh=None))
-    assert short.capacities[0].halvings == 0
+    measured = []
+    monkeypatch.setattr(auto, "fits", lambda round_fn: True)
+    monkeypatch.setattr(auto, "probe", lambda round_fn: measured.append(round_fn.capacities[0].halvings) or 1 / len(measured))
+    assert ftx.make_round(long, ftx.Execution(mesh=None)).capacities[0].halvings == 3
+    assert measured == [0, 1, 2, 3]
+    assert ftx.make_round(long, ftx.Execution(mesh=None, taper=0)).capacities[0].halvings == 0
+    # In passes of half as many ticks, a halving would take longer to compile than it saves.
+    assert ftx.make_round(make_experiment(), ftx.Execution(num_lanes=8, mesh=None)).capacities[0].halvings == 0
+
+
+@pytest.mark.parametrize(("num_lanes", "taper"), [(8, 0), (8, 3), (2, 1)])
+def test_a_probe_of_a_few_ticks_tells_the_time_of_a_round_where_slots_cost_alike(monkeypatch, num_lanes, taper):
+    """The program is one that sleeps a millisecond for each slot of its schedule; a round has 2000 slots, or 464."""
+    sizes = (1000, 300, 200, 100, 100, 100, 50, 0)
+    cohorts = ftx.data.all_clients()
+    local = ftx.data.LocalWork(batch_size=4)
+    experiment = make_experiment(train=problems.ragged_clients(sizes), cohorts=cohorts, local=local)
+    round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=num_lanes, taper=taper, rounds_per_call=1, mesh=None))
+    slept = []
+
+    def sleep(*arguments):
+        (schedule,) = arguments[8]
+        slept.append(1e-3 * int(slots_by_device(schedule)[0]))
+        time.sleep(slept[-1])
+
+    monkeypatch.setattr(auto, "run_rounds", sleep)
+    (schedule,) = round_fn.plan(round_fn.init(), 1).schedules[0]
+    want = 1e-3 * int(slots_by_device(schedule))
+    np.testing.assert_allclose(auto.probe(round_fn), want, rtol=0.2)
+    assert max(slept) < 1.5 * want
