@@ -46,15 +46,15 @@ def host_bits(seed: int | np.ndarray, *names: int | str | np.ndarray) -> np.ndar
       True
     """
     bits: np.ndarray = seed if isinstance(seed, np.ndarray) else np.asarray(seed % 2**64, np.uint64)
-    for name in names:
-        word = np.asarray(zlib.crc32(name.encode()) if isinstance(name, str) else name).astype(np.uint64)
-        bits = _mix(np.asarray(bits ^ _mix(word)))
+    with np.errstate(over="ignore"):  # once: entering it costs as much as mixing a few words
+        for name in names:
+            word = np.asarray(zlib.crc32(name.encode()) if isinstance(name, str) else name).astype(np.uint64)
+            bits = _mix(np.asarray(bits ^ _mix(word)))
     return bits
 
 
 def _mix(word: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        word = np.asarray(word + np.uint64(0x9E3779B97F4A7C15))
-        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(word ^ (word >> np.uint64(31)))  # NumPy turns arrays without axes into scalars
+    word = np.asarray(word + np.uint64(0x9E3779B97F4A7C15))
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(word ^ (word >> np.uint64(31)))  # NumPy turns arrays without axes into scalars

@@ -292,7 +292,8 @@ class CohortSource(NamedTuple):
 
     ``init(num_clients) -> state``, a pytree of NumPy arrays (it is saved with the run).
     ``select(state, generator, last_client_metrics) -> (cohort, state)``: a ``Cohort``, or just the indices; ``generator`` is
-    a NumPy generator named by seed and round; ``last_client_metrics`` is None unless ``reads_metrics``.
+    a NumPy generator named by seed and round; ``last_client_metrics`` is None unless ``reads_metrics``. It is asked for
+    the rounds of the next call while those under way still run, unless it ``reads_metrics``: it depends on its arguments only.
     ``max_clients(num_clients)``: the most clients a round can have; the compiled program's capacity.
     ``description``: the source in words; a run is only resumed with the same.
     ``repeats``: whether a cohort may hold a client more than once; room is then made for the largest client each time.

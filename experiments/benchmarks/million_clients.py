@@ -51,13 +51,13 @@ class Settings:
     batch_size: int = 10
 
 
-def save_population(settings: Settings, clients: int, directory: Path) -> None:
+def save_population(clients: int, features: int, directory: Path) -> None:
     """Writes a data set of random examples."""
     generator = np.random.default_rng(0)
     sizes = np.exp(np.log(16) + generator.standard_normal(clients)).round().clip(1, 200).astype(int)
     rows = int(sizes.sum())
     columns = {
-        "x": generator.integers(-128, 128, (rows, settings.features), np.int8),
+        "x": generator.integers(-128, 128, (rows, features), np.int8),
         "y": generator.integers(0, CLASSES, rows, dtype=np.int32),
     }
     ftx.data.FederatedDataset.from_offsets(columns, np.append(0, np.cumsum(sizes))).save(directory)
@@ -76,8 +76,8 @@ def open_and_schedule(settings: Settings, directory: Path) -> dict[str, float]:
     return {"open": opened, "peak": peak_bytes()}
 
 
-def time_rounds(settings: Settings, directory: Path) -> dict[str, list[float]]:
-    """Trains some rounds; returns the seconds of sampling and scheduling each, and of the whole round."""
+def make_experiment(settings, data: ftx.data.FederatedDataset, cohorts: ftx.CohortSource, shuffle: bool = True) -> ftx.Experiment:
+    """Federated averaging of a logistic regression."""
 
     def init(key):
         return {"w": jnp.zeros((settings.features, CLASSES)), "b": jnp.zeros(CLASSES)}
@@ -85,20 +85,26 @@ def time_rounds(settings: Settings, directory: Path) -> dict[str, list[float]]:
     def apply(params, x, *, key=None):
         return x.astype(jnp.float32) / 128 @ params["w"] + params["b"]
 
-    experiment = ftx.Experiment(
+    return ftx.Experiment(
         ftx.algorithms.fed_avg(ftx.tasks.classification(ftx.Model(init, apply)), client_optimizer=optax.sgd(0.1)),
-        train=ftx.data.FederatedDataset.open(directory),
-        cohorts=ftx.data.uniform_cohorts(settings.clients_per_round),
-        local=ftx.data.LocalWork(batch_size=settings.batch_size),
+        train=data,
+        cohorts=cohorts,
+        local=ftx.data.LocalWork(batch_size=settings.batch_size, shuffle=shuffle),
     )
+
+
+def time_rounds(settings: Settings, directory: Path) -> dict[str, list[float]]:
+    """Trains some rounds, none planned ahead; returns the seconds of sampling and scheduling each, and of the whole round."""
+    cohorts = ftx.data.uniform_cohorts(settings.clients_per_round)
+    experiment = make_experiment(settings, ftx.data.FederatedDataset.open(directory), cohorts)
     round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=settings.lanes, rounds_per_call=1))
-    state, _ = round_fn(round_fn.init())  # compiles
+    state, _ = round_fn.run(round_fn.init(), 1, then=0)  # compiles
     seconds: dict[str, list[float]] = {"plan": [], "round": []}
     for _ in range(settings.repeats):
         began = time.perf_counter()
         round_fn.plan(state, 1)
         planned = time.perf_counter()
-        state, _ = round_fn(state)
+        state, _ = round_fn.run(state, 1, then=0)
         seconds["plan"].append(planned - began)
         seconds["round"].append(time.perf_counter() - planned)
     return seconds
@@ -115,7 +121,7 @@ def main(settings: Settings) -> dict:
     ):
         for clients in settings.populations:
             directory = Path(folder) / str(clients)
-            save_population(settings, clients, directory)
+            save_population(clients, settings.features, directory)
             said = pool.submit(open_and_schedule, settings, directory).result()
             rows[str(clients)] = {**said, **pool.submit(time_rounds, settings, directory).result()}
     return report(settings, rows)

@@ -182,10 +182,10 @@ def measure(settings, data, rounds) -> tuple[dict[str, np.ndarray], dict[str, fl
         groups = make_groups(settings, plan, data.columns, grouping)
         systems[f"bare, {grouping}"] = lambda groups=groups: bare_round(params, groups)
     for count, round_fn in rounds.items():
-        systems[f"{count} lanes"] = lambda round_fn=round_fn: round_fn(start)[0].device.server.params
+        systems[f"{count} lanes"] = lambda round_fn=round_fn: round_fn.run(start, 1, then=0)[0].device.server.params
     loop = make_client_loop(settings, plan, data.columns)
     systems["loop over clients"] = lambda: loop(params)
-    useful = {f"{count} lanes": round_fn(start)[1].useful for count, round_fn in rounds.items()}
+    useful = {f"{count} lanes": round_fn.run(start, 1, then=0)[1][0].useful for count, round_fn in rounds.items()}
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     wanted = jax.block_until_ready(systems["bare, all together"]())
     for turn in range(-1, settings.repeats):  # turn -1 compiles

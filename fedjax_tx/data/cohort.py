@@ -109,7 +109,7 @@ def poisson_cohorts(rate: float, max_clients: int | None = None) -> CohortSource
       >>> source = poisson_cohorts(0.5)
       >>> ids, state = source.select(source.init(6), np.random.default_rng(0), None)
       >>> ids.tolist(), source.max_clients(1000)
-      ([1, 2, 3], 595)
+      ([1, 2, 5], 595)
     """
     rate = float(check.number("rate", rate, above=0, high=1))
     if max_clients is not None:

@@ -1,6 +1,6 @@
 """The next call, prepared while the devices are busy with this one.
 
-A compiled program is dispatched, not awaited: until its results are read the host is free, and that is when the next call's cohorts
+A compiled program is dispatched, not awaited: until its results are read the host is free. That is when the next call's cohorts
 are drawn, packed and (with ``placement="host"``) their rows gathered and sent. There is no thread.
 
 What was prepared is kept beside the round function, never in a state, so that no checkpoint holds it. It serves exactly the call

@@ -5,7 +5,7 @@ prepares the next.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -64,13 +64,12 @@ def make_evaluation(
     def evaluate(state: RoundState) -> ClientMetrics:
         seed, device = np.uint32(state.seed), place(state.device, mesh)
         parts: list[ClientMetrics] = []
-        running = None
+        running: list[tuple[int, Any]] = []  # at most one: the host waits for it when the next is ready
         for plan in pieces():
-            if running is not None:  # the host waits for a piece only when the next is ready
-                parts.append(_read_piece(*running))
+            parts += [_read_piece(*one) for one in running]
             given = (hyper, seed, device, plan.rows, plan.columns, plan.schedule)
-            running = plan.num_clients, run_evaluation(maker, plan.batch_size, population, *given, plan.mesh)
-        parts.append(_read_piece(*running))
+            running = [(plan.num_clients, run_evaluation(maker, plan.batch_size, population, *given, plan.mesh))]
+        parts += [_read_piece(*one) for one in running]
         return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
     return evaluate
@@ -135,7 +134,8 @@ def _make_pieces(
             schedule = schedule._replace(order=np.maximum(schedule.order - start, 0).astype(np.int32))  # 0 behind its end
             columns = {name: fill(column, slice(start, stop), num_rows) for name, column in dataset.columns.items()}
             rows = fill(known, slice(first, last), capacity.clients)
-            yield EvaluationPlan(work.batch_size, *place((rows, columns, schedule), mesh), mesh, last - first)
+            rows, columns, schedule = place((rows, columns, schedule), mesh)
+            yield EvaluationPlan(work.batch_size, rows, columns, schedule, mesh, last - first)
 
     return pieces
 

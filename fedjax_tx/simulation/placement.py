@@ -1,9 +1,9 @@
 """Where the data lies: on the devices, or in host memory, from which each call is sent the rows that it uses.
 
 With ``placement="host"`` the columns stay where they are (memory-mapped, say) and may be larger than a device. A call's rows are
-gathered into a buffer of fixed capacity, each row once however many epochs, passes and rounds use it, and the schedules' ``order``
-is numbered anew: to the compiled program the buffer is a small data set. ``RoundFunction.run`` does this for the next call while
-the devices are busy with this one, so there are two buffers at a time.
+gathered into a buffer of fixed capacity, each once however many epochs, passes and rounds use it, and the schedules' ``order``
+counts among these: to the compiled program the buffer is a small data set. ``RoundFunction.run`` does this for the next call
+while the devices are busy with this one, so there are two buffers at a time.
 """
 
 import os
@@ -74,16 +74,15 @@ def gather_rows(
     used = [[one.order[: rows_in_use(one)] for one in planned] for planned in schedules]
     rows, position = np.unique(np.concatenate([order for planned in used for order in planned]), return_inverse=True)
     buffers = {name: fill(column, rows, num_rows) for name, column in columns.items()}
-    start, numbered = 0, []
-    for planned in schedules:
-        numbered.append([])
-        for one in planned:
-            order = np.zeros(one.order.size, np.int32)
-            count = rows_in_use(one)
-            order[:count] = position[start : start + count]
-            start += count
-            numbered[-1].append(one._replace(order=order))
-    return buffers, tuple(numbered)
+    ends = np.cumsum([order.size for planned in used for order in planned])
+    positions = iter(np.split(position.astype(np.int32), ends[:-1]))
+    return buffers, tuple([_with_order(one, next(positions)) for one in planned] for planned in schedules)
+
+
+def _with_order(schedule: Schedule, position: np.ndarray) -> Schedule:
+    order = np.zeros(schedule.order.size, np.int32)
+    order[: position.size] = position
+    return schedule._replace(order=order)
 
 
 def rows_in_use(schedule: Schedule) -> int:

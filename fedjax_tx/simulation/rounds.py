@@ -121,7 +121,7 @@ class RoundFunction:
     def run(self, state: RoundState, num_rounds: int, then: int | None = None) -> tuple[RoundState, list[RoundInfo]]:
         """Runs ``num_rounds`` rounds (at most ``rounds_per_call``) in one call of the compiled program.
 
-        Meanwhile the next call is prepared: of ``then`` rounds, by default as many again; 0 prepares none. No result depends on it.
+        Meanwhile the next call is prepared: of ``then`` rounds, by default as many again; 0: none is. No result depends on it.
         """
         check.instance("state", state, RoundState, "a RoundState made by round_fn.init")
         check.integer("num_rounds", num_rounds, low=1, high=self.rounds_per_call)

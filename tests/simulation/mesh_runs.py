@@ -25,6 +25,7 @@ import runs
 
 import fedjax_tx as ftx
 from fedjax_tx import aggregation as agg
+from fedjax_tx.simulation import placement
 
 ROUNDS = 3
 DEVICES = jax.devices()
@@ -179,6 +180,24 @@ def evaluations() -> dict:
     return {**told, "names": sorted(scores["one"])}
 
 
+def placements() -> dict:
+    """Data in host memory against data on the two devices of a mesh: the rounds, and an evaluation in pieces."""
+    experiment = problems.experiment(MEAN, cohorts=COHORTS)
+    data = problems.ragged_clients((1, 40, 0, 2, 9, 9, 3, 30, 7, 8, 11), seed=7)
+    told = []
+    for where in ("device", "host"):
+        execution = ftx.Execution(num_lanes=1, rounds_per_call=2, mesh=TWO, placement=where)
+        round_fn = ftx.make_round(experiment, execution)
+        state, infos = round_fn.init(), []
+        for num_rounds in (2, 1):
+            state, more = round_fn.run(state, num_rounds)
+            infos += [info._asdict() for info in more]
+        placement.BUFFER_BYTES = 60 * placement.row_bytes(data.columns)
+        scores = dict(ftx.make_evaluation(experiment, data, execution)(state))
+        told.append({**runs.leaves(state.device), **runs.leaves(infos), **runs.leaves(scores)})
+    return {"apart": apart(*told), "same": all(told[0][name].tobytes() == told[1][name].tobytes() for name in told[0])}
+
+
 def resumed(directory: Path) -> dict:
     """A run on a mesh, stopped after three rounds and gone on with, on the same mesh and on another."""
     told = {}
@@ -226,6 +245,7 @@ def main() -> None:
             "tapers": tapers(),
             "kept": kept(),
             "evaluations": evaluations(),
+            "placements": placements(),
             "resumed": resumed(Path(directory)),
             "executions": executions(),
         }

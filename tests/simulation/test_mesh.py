@@ -55,6 +55,10 @@ def test_evaluations_over_a_mesh_are_those_of_one_device(told):
     assert "['loss'][0]" in told["evaluations"]["names"]
 
 
+def test_data_in_host_memory_gives_what_it_gives_on_the_devices_of_a_mesh_bit_for_bit(told):
+    assert told["placements"] == {"apart": 0.0, "same": True}
+
+
 def test_a_run_resumed_on_the_same_mesh_is_the_uninterrupted_one_bit_for_bit(told):
     assert told["resumed"]["same"] == {"same": True, "apart": 0.0}
 

@@ -9,23 +9,23 @@ import pytest
 import runs
 
 import fedjax_tx as ftx
+from fedjax_tx.simulation import rounds
 from fedjax_tx.training import checkpoint
 from fedjax_tx.training.interrupt import delayed_interrupt
 
 
 def press_in_round(monkeypatch, number: int, times: int = 1) -> None:
-    """Ctrl-C comes while the cohort of a round is chosen, in the midst of a call."""
-    select = runs.TWO_OF_SIX.select
-    count = [0]
+    """Ctrl-C comes while a round (counted from 1) is under way, in the midst of a call."""
+    run_rounds = rounds.run_rounds
 
-    def choose(state, generator, last):
-        count[0] += 1
-        if count[0] == number:
+    def press_and_run(*arguments):
+        first, count = arguments[4:6]
+        if first < number <= first + count:
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
-        return select(state, generator, last)
+        return run_rounds(*arguments)
 
-    monkeypatch.setattr(runs, "TWO_OF_SIX", runs.TWO_OF_SIX._replace(select=choose))
+    monkeypatch.setattr(rounds, "run_rounds", press_and_run)
 
 
 @pytest.fixture(scope="module")
