@@ -9,6 +9,8 @@ Rows a client trains on are consecutive in ``order``, so a batch is just (first,
 examples, not of ticks x lanes x batch.
 
 On a mesh, clients are packed over the lanes of all devices at once, and each device gets the ticks and events of its own lanes.
+Where processes hold parts of the data (``Owners``), a client is packed over the devices of its own process, and ``order`` counts
+rows among those of that process.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ import jax
 import numpy as np
 
 from fedjax_tx import check, prng
+from fedjax_tx.data.parts import Owners
 from fedjax_tx.types import Cohort, LocalWork
 
 
@@ -90,7 +93,13 @@ def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndar
 
 
 def plan_capacity(
-    sizes: np.ndarray, work: LocalWork, max_clients: int, num_lanes: int, repeats: bool = False, devices: int | None = None
+    sizes: np.ndarray,
+    work: LocalWork,
+    max_clients: int,
+    num_lanes: int,
+    repeats: bool = False,
+    devices: int | None = None,
+    owners: Owners | None = None,
 ) -> Capacity:
     """Returns capacities that hold any cohort of at most ``max_clients`` clients, distinct unless ``repeats``.
 
@@ -103,19 +112,27 @@ def plan_capacity(
         busiest = np.full(max_clients, busiest.max(initial=1))
         longest_rows = np.full(max_clients, longest_rows.max(initial=0))
     lanes = max(1, min(num_lanes, -(-max_clients // (devices or 1))))
-    in_all = lanes * (devices or 1)
+    # Of a cohort that one process holds, its devices train all.
+    in_all = lanes * ((devices or 1) if owners is None else owners.fewest_devices())
     ticks = min(int(busiest.sum()), -(-int(busiest.sum()) // in_all) + int(busiest.max(initial=1)))
     return Capacity(max(1, max_clients), lanes, max(1, ticks), max(1, int(longest_rows.sum())), devices)
 
 
 def make_schedule(
-    cohort: Cohort, offsets: np.ndarray, work: LocalWork, capacity: Capacity, seed: int, round_number: int
+    cohort: Cohort,
+    offsets: np.ndarray,
+    work: LocalWork,
+    capacity: Capacity,
+    seed: int,
+    round_number: int,
+    owners: Owners | None = None,
 ) -> Schedule:
     """Packs a cohort's work into lanes.
 
     Args:
       cohort: client indices (all fields given). offsets: int [client + 1], rows of client i are offsets[i]..offsets[i + 1].
       capacity: what ``plan_capacity`` gave. seed, round_number: name the shuffles.
+      owners: which process's devices train which clients; None: any device any client.
 
     Returns: a ``Schedule``; a client without a step holds its lane for one empty tick.
     """
@@ -123,14 +140,13 @@ def make_schedule(
     sizes = offsets[ids + 1] - offsets[ids]
     steps, rows = count_steps(sizes, _work_of(work, ids, len(offsets) - 1))
     spans = np.maximum(steps, 1)
-    # Lanes are dealt out in turn, so that a cohort that doesn't fill them leaves no device idle.
-    number, start = _pack(spans, devices * capacity.lanes)
-    lane, device = np.divmod(number, devices)
+    device, lane, start = _assign(spans, devices, capacity.lanes, None if owners is None else (owners.of(ids), owners.devices))
+    first_rows = offsets[ids] if owners is None else owners.first_rows(ids, offsets)
     num_ticks = np.zeros(devices, np.int32)
     np.maximum.at(num_ticks, device, start + spans)
     starts = np.concatenate([[0], np.cumsum(rows)])
     order = np.zeros(capacity.rows, np.int32)
-    order[: starts[-1]] = _order(ids, offsets[ids], sizes, rows, starts, work.shuffle, seed, round_number)
+    order[: starts[-1]] = _order(ids, first_rows, sizes, rows, starts, work.shuffle, seed, round_number)
     grid = np.zeros((4, devices, capacity.ticks, capacity.lanes), np.int32)
     _fill(grid, device, lane, start, spans, sizes, starts[:-1], rows, work.batch_size)
     begin = [_events(start, lane, device == one, capacity) for one in range(devices)]
@@ -201,6 +217,22 @@ def _pack(spans: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
     lane, start = np.zeros(spans.size, np.int64), np.zeros(spans.size, np.int64)
     start[order], lane[order] = np.divmod(np.array(taken, np.int64), lanes)
     return lane, start
+
+
+def _assign(spans, devices: int, lanes: int, owners: tuple[np.ndarray, np.ndarray] | None):
+    """(device, lane, first tick) of each client; ``owners`` is the process of each client, and of each device."""
+    device, lane, start = np.zeros((3, spans.size), np.int64)
+    everyone, everywhere = np.arange(spans.size), np.arange(devices)
+    groups = [(everyone, everywhere)]
+    if owners is not None:
+        of_client, of_device = owners
+        groups = [(everyone[of_client == one], everywhere[of_device == one]) for one in np.unique(of_client)]
+    for clients, own in groups:
+        # Lanes are dealt out in turn, so that a cohort that doesn't fill them leaves no device idle.
+        number, start[clients] = _pack(spans[clients], own.size * lanes)
+        lane[clients], turn = np.divmod(number, own.size)
+        device[clients] = own[turn]
+    return device, lane, start
 
 
 def _order(ids, first_rows, sizes, rows, starts, shuffle, seed, round_number) -> np.ndarray:

@@ -13,7 +13,7 @@ from fedjax_tx.data import FederatedDataset
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Schedule, make_schedule, plan_capacity
 from fedjax_tx.simulation.experiment import Experiment
-from fedjax_tx.simulation.mesh import place, resolve_mesh
+from fedjax_tx.simulation.mesh import owners, place, place_rows, resolve_mesh
 from fedjax_tx.simulation.round import pass_work, resolve, run_evaluation
 from fedjax_tx.simulation.rounds import RoundState, hyper_arrays, weighted_mean
 from fedjax_tx.types import Cohort, Execution, LocalWork
@@ -83,10 +83,11 @@ def plan_evaluation(experiment: Experiment, dataset: FederatedDataset, execution
     lanes = max(1, _ROWS_AT_ONCE // work.batch_size)
     mesh = resolve_mesh(execution)
     devices = None if mesh is None else mesh.size
-    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes, devices=devices)
+    owned = owners(dataset, mesh)
+    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes, devices=devices, owners=owned)
     cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)
-    schedule = place(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0), mesh)
-    columns = place(dict(dataset.columns), mesh)
+    schedule = place(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0, owned), mesh)
+    columns = place_rows(dataset, mesh)
     rows = place(match_clients(dataset.client_ids, experiment.train.client_ids).astype(np.int32), mesh)
     return EvaluationPlan(work.batch_size, rows, columns, schedule, mesh)
 

@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from fedjax_tx import check, prng
 from fedjax_tx.aggregation import check_max_clients
 from fedjax_tx.data.cohort import as_cohort
+from fedjax_tx.data.parts import Owners
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity, stack, useful_share
 from fedjax_tx.simulation.debug import run_round_watched
 from fedjax_tx.simulation.experiment import Experiment
-from fedjax_tx.simulation.mesh import place, resolve_mesh
+from fedjax_tx.simulation.mesh import owners, place, place_rows, resolve_mesh
 from fedjax_tx.simulation.round import DeviceState, init_state, pass_work, resolve, run_rounds
 from fedjax_tx.types import Cohort, Execution, LocalWork, PyTree
 
@@ -87,6 +88,7 @@ class RoundFunction:
     rounds_per_call: int
     max_version: int
     mesh: Mesh | None = None
+    owners: Owners | None = None
     debug: bool = False
 
     def init(self, seed: int | None = None, init_params: PyTree = None) -> RoundState:
@@ -96,7 +98,9 @@ class RoundFunction:
         population = experiment.train.num_clients
         hyper, batch_size = hyper_arrays(experiment.hyper), self.works[0].batch_size
         maker = experiment.make_algorithm
-        device = init_state(maker, population, batch_size, hyper, np.uint32(seed), init_params, self.columns)
+        # Of the data only shapes are read, and each process makes the state by itself.
+        columns = {name: np.zeros((1, *c.shape[1:]), c.dtype) for name, c in experiment.train.columns.items()}
+        device = init_state(maker, population, batch_size, hyper, np.uint32(seed), init_params, columns)
         return RoundState(place(device, self.mesh), experiment.cohorts.init(population), seed, 0)
 
     def __call__(self, state: RoundState) -> tuple[RoundState, RoundInfo]:
@@ -132,7 +136,7 @@ class RoundFunction:
             self._refuse_repeats(cohorts[-1], state.device)
             self._refuse_versions(cohorts[-1])
             for work, capacity, planned in zip(self.works, self.capacities, schedules, strict=True):
-                planned.append(make_schedule(cohorts[-1], train.offsets, work, capacity, state.seed, number))
+                planned.append(make_schedule(cohorts[-1], train.offsets, work, capacity, state.seed, number, self.owners))
         return Plan(cohorts, schedules, source_state)
 
     def arguments(self, state: RoundState, plan: Plan) -> tuple:
@@ -191,7 +195,7 @@ def make_round(experiment: Experiment, execution: Execution | None = None) -> Ro
     execution = Execution() if execution is None else execution
     check.instance("execution", execution, Execution, "an Execution")
     mesh = resolve_mesh(execution)
-    columns = place(dict(experiment.train.columns), mesh)
+    columns = place_rows(experiment.train, mesh)
     if execution.debug:
         return dataclasses.replace(build_round(experiment, columns, 1, 1), debug=True)
     if execution.num_lanes == "auto":
@@ -214,7 +218,9 @@ def build_round(
         check_max_clients(a_pass.aggregator, most)
     works = tuple(pass_work(a_pass, experiment.local) for a_pass in algorithm.passes)
     devices = None if mesh is None else mesh.size
-    capacities = tuple(plan_capacity(train.client_sizes, work, most, num_lanes, source.repeats, devices) for work in works)
+    owned = owners(train, mesh)
+    size = (most, num_lanes, source.repeats, devices, owned)
+    capacities = tuple(plan_capacity(train.client_sizes, work, *size) for work in works)
     if rounds_per_call == "auto":
         own = sum(4 * c.ticks * c.lanes + 2 * c.ticks + 4 * c.clients for c in capacities)
         words = sum(c.rows + 4 * c.clients for c in capacities) + (devices or 1) * own
@@ -222,7 +228,8 @@ def build_round(
     if source.reads_metrics:
         rounds_per_call = 1
     lanes = max(capacity.lanes for capacity in capacities)
-    return RoundFunction(experiment, works, capacities, columns, lanes, int(rounds_per_call), algorithm.max_version, mesh)
+    calls, oldest = int(rounds_per_call), algorithm.max_version
+    return RoundFunction(experiment, works, capacities, columns, lanes, calls, oldest, mesh, owned)
 
 
 def hyper_arrays(hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
