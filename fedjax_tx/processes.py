@@ -50,8 +50,6 @@ def join(
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         check.fail_value("coordinator, num_processes and process_id", "to be given together, or none of them", given)
-    if jax.config.read("jax_cpu_collectives_implementation") is None:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if missing:
         _join_found(timeout_seconds)
     else:
