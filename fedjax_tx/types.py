@@ -316,8 +316,8 @@ class Execution:
       num_lanes: clients trained side by side on each device (at most what the cohort fills), or ``"auto"``: memory analysis
         caps it and a short timed probe chooses.
       rounds_per_call: rounds in one call of the compiled program, or ``"auto"``.
-      mesh: the devices over which the lanes are spread: a mesh of one axis, None for one device, or ``"auto"`` for all local
-        devices. Data and state are on each of them.
+      mesh: the devices over which the lanes are spread: a mesh of one axis, None for one device, or ``"auto"`` for all devices
+        of all processes. State is on each of them, and the data of its own process.
       debug: one lane and no compilation; the first NaN raises ``FloatingPointError`` with its client, round, pass and step.
         The other settings do not matter then.
 

@@ -72,7 +72,7 @@ def take_part(data: FederatedDataset, index: int, num_parts: int) -> FederatedDa
     check.integer("index", index, low=0, high=num_parts - 1)
     data.refuse_part()
     bounds = part_bounds(data.offsets, num_parts)
-    start, stop = data.offsets[bounds[index]], data.offsets[bounds[index + 1]]
+    start, stop = (int(data.offsets[bound]) for bound in bounds[index : index + 2])
     columns = {name: _rows(column, start, stop) for name, column in data.columns.items()}
     return replace(data, columns=columns, part=Part(index, bounds))
 

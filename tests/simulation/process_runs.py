@@ -101,7 +101,12 @@ def auto(folder: Path) -> None:
 
 
 def parted(folder: Path) -> None:
-    """Processes that were told different things."""
+    """Processes that were told different things, and a mesh that leaves this process out."""
+    others = [device for device in jax.devices() if device.process_index != jax.process_index()]
+    try:
+        resolve_mesh(ftx.Execution(mesh=jax.sharding.Mesh(others, ("device",))))
+    except ValueError as error:
+        (folder / f"mesh.{jax.process_index()}").write_text(str(error))
     try:
         run("fed_avg", ROUNDS + jax.process_index())
     except ValueError as error:

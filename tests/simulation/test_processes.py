@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
+import problems
 import process_runs
 import pytest
+
+import fedjax_tx as ftx
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = Path(process_runs.__file__)
@@ -149,3 +153,12 @@ def test_processes_that_were_told_different_things_are_refused(tmp_path):
         "expected what is run to be the same in all processes, got 'another at process 1: rounds is 3 at process 0 and 4 there'"
     )
     assert refused == {expected}
+    for number in range(2):
+        told = (tmp_path / f"mesh.{number}").read_text()
+        assert told == f"expected mesh to have devices of this process only, or of all 2, got [{1 - number}]"
+
+
+def test_a_sweep_over_several_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="expected a sweep to run in one process, on its own devices, got 'one of 2 processes'"):
+        ftx.sweep(problems.experiment(), rounds=1, grid={"client_lr": [0.1]})
