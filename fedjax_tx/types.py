@@ -317,8 +317,8 @@ class Execution:
       num_lanes: clients trained side by side on each device (at most what the cohort fills), or ``"auto"``: memory analysis
         caps it and a short timed probe chooses.
       rounds_per_call: rounds in one call of the compiled program, or ``"auto"``.
-      mesh: the devices over which the lanes are spread: a mesh of one axis, None for one device, or ``"auto"`` for all local
-        devices. State and data are on each of them.
+      mesh: the devices over which the lanes are spread: a mesh of one axis, None for one device, or ``"auto"`` for all devices
+        of all processes. State is on each of them, and the data of its own process.
       placement: where the data lies: on the ``"device"``, or in ``"host"`` memory, from which each call is sent the rows that it
         uses, while the one before runs. The data may then be larger than a device; results are the same.
       taper: how many times the lane count may halve as lanes run dry at the end of a pass, 0 for never, or ``"auto"``: as often

@@ -94,7 +94,7 @@ TABLE = {
     ),
     ftx.data.FederatedDataset: (
         {"columns": DATA.columns, "offsets": DATA.offsets, "client_ids": DATA.client_ids},
-        {"columns": [3, {}], "offsets": [[0, 25], np.array([0, 24])], "client_ids": [3, np.arange(2)]},
+        {"columns": [3, {}], "offsets": [[0, 25], np.array([0, 24])], "client_ids": [3, np.arange(2)], "part": [3]},
     ),
     ftx.data.LocalWork: (
         {"batch_size": 2, "epochs": 1},
@@ -109,6 +109,20 @@ TABLE = {
     ),
     ftx.data.fixed_cohorts: ({"ids": [[0]]}, {"ids": [3, [], [[0.5]]]}),
     ftx.data.load: ({"name": "shakespeare"}, {"name": [3, "shakespear"], "options": []}),
+    ftx.data.gather_parts: ({"data": DATA}, {"data": [DATA.columns, ftx.data.take_part(DATA, 0, 2)]}),
+    ftx.data.take_part: (
+        {"data": DATA, "index": 0, "num_parts": 2},
+        {"data": [DATA.columns, ftx.data.take_part(DATA, 0, 2)], "index": [0.5, 2], "num_parts": count},
+    ),
+    ftx.processes.join: (
+        {"coordinator": "127.0.0.1:1234", "num_processes": 2, "process_id": 0},
+        {
+            "coordinator": [3, "localhost", None],
+            "num_processes": [*count, None],
+            "process_id": ["0", 2, -1, None],
+            "timeout_seconds": count,
+        },
+    ),
     ftx.data.poisson_cohorts: ({"rate": 0.5}, {"rate": ["often", 1.5], "max_clients": count}),
     ftx.data.uniform_cohorts: ({"clients_per_round": 2}, {"clients_per_round": count}),
     ftx.data.weighted_cohorts: (
@@ -231,7 +245,18 @@ def public_functions() -> dict[str, object]:
     """Functions and records that users call, by name; not what runs inside compiled code, nor plain tuples of functions."""
     inside = {"add_metrics", "batch_gradient", "batch_loss", "batch_metrics", "client_weight", "masked_mean", "no_metrics"}
     found = {}
-    for module in (ftx, ftx.data, ftx.devices, ftx.models, ftx.tasks, ftx.algorithms, ftx.aggregation, ftx.clients, ftx.report):
+    for module in (
+        ftx,
+        ftx.data,
+        ftx.devices,
+        ftx.processes,
+        ftx.models,
+        ftx.tasks,
+        ftx.algorithms,
+        ftx.aggregation,
+        ftx.clients,
+        ftx.report,
+    ):
         for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
             value = getattr(module, name)
             ours = getattr(value, "__module__", "").startswith("fedjax_tx") and callable(value)

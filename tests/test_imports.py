@@ -11,7 +11,7 @@ import fedjax_tx
 
 ROOT = Path(fedjax_tx.__file__).parent
 LAYERS = (
-    {"types", "tree", "prng", "check", "devices"},
+    {"types", "tree", "prng", "check", "devices", "processes"},
     {"data", "models", "tasks", "clients", "aggregation"},
     {"privacy"},
     {"algorithms"},

@@ -24,6 +24,16 @@ ROWS_PER_BLOCK = 65_536
 _METADATA = "metadata.json"
 
 
+class Part(NamedTuple):
+    """Which rows a data set holds where several processes share the clients.
+
+    bounds int64[num_parts + 1]: part p is the clients bounds[p] to bounds[p + 1]. number: of the part held.
+    """
+
+    number: int
+    bounds: np.ndarray
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class FederatedDataset:
     """Columns of examples grouped by client; build it with ``from_columns``, ``from_offsets`` or ``open``.
@@ -32,6 +42,7 @@ class FederatedDataset:
       columns: ``{name: array[num_examples, ...]}``, rows grouped by client.
       offsets: int64[num_clients + 1]; client ``i`` holds rows ``offsets[i]`` to ``offsets[i + 1]``.
       client_ids: [num_clients], integers or fixed-width strings: what the outside calls each client.
+      part: the part of the rows that ``columns`` hold (see ``take_part`` and ``gather_parts``), None for all of them.
 
     Example:
       >>> data = FederatedDataset.from_columns({"x": np.arange(3.0)}, np.array([7, 5, 7]))
@@ -44,18 +55,24 @@ class FederatedDataset:
     columns: dict[str, np.ndarray]
     offsets: Int64[np.ndarray, " bounds"]
     client_ids: np.ndarray
+    part: Part | None = None
 
     def __post_init__(self):
         # Only checks that cost the same at any size, for `open`; `from_offsets` looks at every entry.
-        num_examples = _count_rows(check.mapping("columns", self.columns))
+        num_rows = _count_rows(check.mapping("columns", self.columns))
         for name, kinds, expected in (("offsets", "i", "int64"), ("client_ids", "iuU", "integers or strings")):
             _as_vector(name, check.instance(name, getattr(self, name), np.ndarray, "an array"), kinds, expected)
-        if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != num_examples:
-            ends = self.offsets[[0, -1]].tolist() if len(self.offsets) else []
-            check.fail_value("offsets", f"to begin with 0 and to end with the number of rows, {num_examples}", ends)
+        ends = self.offsets[[0, -1]].tolist() if len(self.offsets) else []
+        if ends[:1] != [0] or (self.part is None and ends[1] != num_rows):
+            check.fail_value("offsets", f"to begin with 0 and to end with the number of rows, {num_rows}", ends)
         if len(self.client_ids) != self.num_clients:
             expected = f"to have one entry for each of {self.num_clients} clients"
             check.fail_value("client_ids", expected, len(self.client_ids))
+        if self.part is not None:
+            check.instance("part", self.part, Part, "a Part")
+            start, stop = self.rows_held
+            if stop - start != num_rows:
+                check.fail_value("columns", f"to hold the {stop - start} rows of part {self.part.number}", f"{num_rows} rows")
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, ArrayLike], client_ids: ArrayLike) -> "FederatedDataset":
@@ -122,8 +139,16 @@ class FederatedDataset:
 
     @property
     def num_examples(self) -> int:
-        """How many rows the columns have."""
-        return _count_rows(self.columns)
+        """How many examples all clients hold together."""
+        return int(self.offsets[-1])
+
+    @property
+    def rows_held(self) -> tuple[int, int]:
+        """The first row that the columns hold, and the end: all rows, but for a data set of which other processes hold parts."""
+        if self.part is None:
+            return 0, self.num_examples
+        first, end = self.part.bounds[self.part.number : self.part.number + 2]
+        return int(self.offsets[first]), int(self.offsets[end])
 
     @property
     def client_sizes(self) -> Int64[np.ndarray, " clients"]:
@@ -135,14 +160,17 @@ class FederatedDataset:
 
         Raises:
           TypeError: if ``index`` is not an integer.
-          ValueError: if it is not in 0 ... num_clients - 1.
+          ValueError: if it is not in 0 ... num_clients - 1, or another process holds the client's rows.
 
         Example:
           >>> FederatedDataset.from_offsets({"x": np.arange(3)}, [0, 2, 3]).client(0)
           {'x': array([0, 1])}
         """
         index = check.integer("index", index, low=0, high=self.num_clients - 1)
-        start, stop = self.offsets[index], self.offsets[index + 1]
+        first, end = self.rows_held
+        start, stop = self.offsets[index] - first, self.offsets[index + 1] - first
+        if start < 0 or stop > end - first:
+            check.fail_value("index", "to be of a client whose rows this process holds", index)
         return {name: column[start:stop] for name, column in self.columns.items()}
 
     def select(self, clients: ArrayLike) -> "FederatedDataset":
@@ -153,12 +181,13 @@ class FederatedDataset:
 
         Raises:
           TypeError: if ``clients`` are not integers.
-          ValueError: if an index is out of range or there twice.
+          ValueError: if an index is out of range or there twice, or the data set holds only a part of its rows.
 
         Example:
           >>> FederatedDataset.from_offsets({"x": np.arange(3)}, [0, 2, 3]).select([1, 0]).columns
           {'x': array([2, 0, 1])}
         """
+        self.refuse_part()
         clients = _as_vector("clients", clients, "iu", "client indices").astype(np.int64)
         for client in clients[(clients < 0) | (clients >= self.num_clients)][:1].tolist():
             check.fail_value("clients", f"to be between 0 and {self.num_clients - 1}", client)
@@ -188,7 +217,7 @@ class FederatedDataset:
         check.function("function", function)
         blocks = []
         # A data set without rows is one empty block, from which the new columns' shapes are learned.
-        for start in range(0, max(self.num_examples, 1), ROWS_PER_BLOCK):
+        for start in range(0, max(_count_rows(self.columns), 1), ROWS_PER_BLOCK):
             block = {name: column[start : start + ROWS_PER_BLOCK] for name, column in self.columns.items()}
             rows = _count_rows(block)
             result = _as_columns("the result of function", function(block))
@@ -201,7 +230,7 @@ class FederatedDataset:
             if have != want:
                 check.fail_value("the result of function", f"to have the columns {want} in every block", have)
         columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-        return FederatedDataset(columns, self.offsets, self.client_ids)
+        return FederatedDataset(columns, self.offsets, self.client_ids, self.part)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes a new folder of ``.npy`` files and a small JSON; it appears complete or not at all.
@@ -209,10 +238,12 @@ class FederatedDataset:
         Raises:
           TypeError: if ``directory`` is not a path.
           FileExistsError: if it exists.
+          ValueError: if the data set holds only a part of its rows.
 
         Example:
           >>> data.save("clients")  # doctest: +SKIP
         """
+        self.refuse_part()
         target = _as_path(directory)
         if target.exists():
             raise FileExistsError(f"expected directory to be new, got {str(target)!r}, which exists")
@@ -257,6 +288,12 @@ class FederatedDataset:
             raise FileNotFoundError(f"expected {str(folder)!r} to be complete, got it without {', '.join(missing)}")
         offsets, client_ids, *columns = (np.load(folder / name, mmap_mode="r") for name in names)
         return cls(dict(zip(metadata["columns"], columns, strict=True)), offsets, client_ids)
+
+    def refuse_part(self) -> None:
+        """Raises ``ValueError`` if other processes hold a part of the rows."""
+        if self.part is not None:
+            part = f"part {self.part.number} of {len(self.part.bounds) - 1}"
+            check.fail_value("the data set", "to hold all its rows", part)
 
     def describe(self) -> str:
         """Returns clients, examples, sizes of clients, and each column's dtype and shape, in one line.

@@ -8,6 +8,8 @@ Rows a client trains on are consecutive in ``order``, so a batch is just (first,
 examples, not of ticks x lanes x batch.
 
 On a mesh, clients are packed over the lanes of all devices at once, and each device gets the ticks and events of its own lanes.
+Where processes hold parts of the data (``Owners``), a client is packed over the devices of its own process, and ``order`` counts
+rows among those of that process.
 """
 
 import dataclasses
@@ -17,7 +19,8 @@ import jax
 import numpy as np
 
 from fedjax_tx import check, prng
-from fedjax_tx.data.packing import choose_halvings, count_slots, narrowings, pack
+from fedjax_tx.data.packing import Packing, choose_halvings, count_slots, narrowings, pack
+from fedjax_tx.data.parts import Owners
 from fedjax_tx.types import Cohort, LocalWork
 
 
@@ -100,6 +103,7 @@ def plan_capacity(
     repeats: bool = False,
     devices: int | None = None,
     taper: int | Literal["auto"] = 0,
+    owners: Owners | None = None,
 ) -> Capacity:
     """Returns capacities that hold any cohort of at most ``max_clients`` clients, distinct unless ``repeats``.
 
@@ -113,7 +117,8 @@ def plan_capacity(
         busiest = np.full(max_clients, busiest.max(initial=1))
         longest_rows = np.full(max_clients, longest_rows.max(initial=0))
     lanes = max(1, min(num_lanes, -(-max_clients // (devices or 1))))
-    in_all = lanes * (devices or 1)
+    # Of a cohort that one process holds, its devices train all.
+    in_all = lanes * ((devices or 1) if owners is None else owners.fewest_devices())
     ticks = min(int(busiest.sum()), -(-int(busiest.sum()) // in_all) + int(busiest.max(initial=1)))
     if taper == "auto":
         halvings = choose_halvings(_spread(np.maximum(steps, 1), max_clients), lanes, devices or 1) if lanes > 1 else 0
@@ -123,13 +128,20 @@ def plan_capacity(
 
 
 def make_schedule(
-    cohort: Cohort, offsets: np.ndarray, work: LocalWork, capacity: Capacity, seed: int, round_number: int
+    cohort: Cohort,
+    offsets: np.ndarray,
+    work: LocalWork,
+    capacity: Capacity,
+    seed: int,
+    round_number: int,
+    owners: Owners | None = None,
 ) -> Schedule:
     """Packs a cohort's work into lanes.
 
     Args:
       cohort: client indices (all fields given). offsets: int [client + 1], rows of client i are offsets[i]..offsets[i + 1].
       capacity: what ``plan_capacity`` gave. seed, round_number: name the shuffles.
+      owners: which process's devices train which clients; None: any device any client.
 
     Returns: a ``Schedule``; a client without a step holds its lane for one empty tick.
     """
@@ -137,12 +149,14 @@ def make_schedule(
     sizes = offsets[ids + 1] - offsets[ids]
     steps, rows = count_steps(sizes, _work_of(work, ids, len(offsets) - 1))
     spans = np.maximum(steps, 1)
-    device, lane, start, ends = pack(spans, capacity.lanes, devices, capacity.halvings)
+    packing = _pack(spans, capacity, None if owners is None else (owners.of(ids), owners.devices))
+    device, lane, start, ends = packing
     num_ticks, narrow = (bounds.astype(np.int32) for bounds in (ends[:, 0], narrowings(ends, capacity.halvings)))
+    first_rows = offsets[ids] if owners is None else owners.first_rows(ids, offsets)
     starts = np.concatenate([[0], np.cumsum(rows)])
     # Rows of a data set that no device holds may need more than 32 bits; only the host reads such numbers.
     order = np.zeros(capacity.rows, np.int32 if offsets[-1] < 2**31 else np.int64)
-    order[: starts[-1]] = _order(ids, offsets[ids], sizes, rows, starts, work.shuffle, seed, round_number)
+    order[: starts[-1]] = _order(ids, first_rows, sizes, rows, starts, work.shuffle, seed, round_number)
     grid = np.zeros((4, devices, capacity.ticks, capacity.lanes), np.int32)
     _fill(grid, device, lane, start, spans, sizes, starts[:-1], rows, work.batch_size)
     begin = [_events(start, lane, device == one, capacity) for one in range(devices)]
@@ -222,6 +236,21 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 def _spread(values: np.ndarray, count: int) -> np.ndarray:
     """``count`` of ``values``, evenly spread over them in sorted order; none where there are none."""
     return np.sort(values)[(np.arange(count) * 2 + 1) * values.size // (2 * count)] if values.size and count else values[:0]
+
+
+def _pack(spans: np.ndarray, capacity: Capacity, owners: tuple[np.ndarray, np.ndarray] | None) -> Packing:
+    """Packs clients; ``owners`` is the process of each client, and of each device: a client goes to a device of its own."""
+    devices = capacity.devices or 1
+    if owners is None:
+        return pack(spans, capacity.lanes, devices, capacity.halvings)
+    device, lane, start = np.zeros((3, spans.size), np.int64)
+    ends = np.zeros((devices, capacity.lanes), np.int64)
+    for one in np.unique(owners[0]):
+        clients, own = (np.flatnonzero(of == one) for of in owners)
+        part = pack(spans[clients], capacity.lanes, own.size, capacity.halvings)
+        device[clients], lane[clients], start[clients] = own[part.device], part.lane, part.start
+        ends[own] = part.ends
+    return Packing(device, lane, start, ends)
 
 
 def _order(ids, first_rows, sizes, rows, starts, shuffle, seed, round_number) -> np.ndarray:

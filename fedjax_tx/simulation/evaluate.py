@@ -17,7 +17,7 @@ from fedjax_tx.data import FederatedDataset
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity
 from fedjax_tx.simulation.experiment import Experiment
-from fedjax_tx.simulation.mesh import place, resolve_mesh
+from fedjax_tx.simulation.mesh import owners, place, resolve_mesh
 from fedjax_tx.simulation.placement import fill, place_columns, refuse_buffers, rows_that_fit
 from fedjax_tx.simulation.round import pass_work, resolve, run_evaluation
 from fedjax_tx.simulation.rounds import RoundState, hyper_arrays, weighted_mean
@@ -91,7 +91,7 @@ def plan_evaluation(experiment: Experiment, dataset: FederatedDataset, execution
     execution = Execution() if execution is None else execution
     work, capacity, mesh = _plan_work(experiment, dataset, execution)
     cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)
-    schedule = place(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0), mesh)
+    schedule = place(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0, owners(dataset, mesh)), mesh)
     columns = place_columns(dataset, "device", mesh)
     rows = place(match_clients(dataset.client_ids, experiment.train.client_ids).astype(np.int32), mesh)
     return EvaluationPlan(work.batch_size, rows, columns, schedule, mesh, dataset.num_clients)
@@ -108,7 +108,8 @@ def _plan_work(experiment: Experiment, dataset: FederatedDataset, execution: Exe
     lanes = max(1, _ROWS_AT_ONCE // work.batch_size)
     mesh = resolve_mesh(execution)
     devices = None if mesh is None else mesh.size
-    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes, False, devices, execution.taper)
+    owned = owners(dataset, mesh)
+    capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes, False, devices, execution.taper, owned)
     return work, capacity, mesh
 
 

@@ -9,6 +9,10 @@ pass's loop, one ``psum`` brings together what they collected:
   device gives the bits of its own rows and zeros elsewhere. A gather would hold every device's rows before choosing.
 
 What follows (decode, combine) each device computes alike.
+
+A mesh may span several processes (``jax.distributed``). Then each device holds the rows of its own process's clients only, and
+trains only those clients. All else is as above: each process makes the same plan from the clients' ids and sizes, so they talk to
+one another nowhere but in that sum.
 """
 
 from collections.abc import Callable
@@ -18,21 +22,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Bool
 
+from fedjax_tx import check
+from fedjax_tx.data import FederatedDataset
+from fedjax_tx.data.parts import Owners, part_bounds
 from fedjax_tx.data.schedule import PER_DEVICE, Schedule
 from fedjax_tx.types import Execution, PyTree
 
 
 def resolve_mesh(execution: Execution) -> Mesh | None:
-    """Returns the mesh of an execution, None for one device; ``"auto"`` is all local devices, if there are several."""
+    """Returns the mesh of an execution, None for one device; ``"auto"`` is all devices of all processes, if there are several.
+
+    Errors: ``ValueError`` if a given mesh spans some of the processes, but not all.
+    """
     if execution.debug:
         return None
     if isinstance(execution.mesh, Mesh):
         # Not its axis types: on an axis of type Explicit, arrays carry their placement in their types.
-        return Mesh(execution.mesh.devices, execution.mesh.axis_names)
-    devices = jax.local_devices()
+        mesh = Mesh(execution.mesh.devices, execution.mesh.axis_names)
+        spanned = {device.process_index for device in mesh.devices.flat}
+        if spanned not in ({jax.process_index()}, set(range(jax.process_count()))):
+            check.fail_value("mesh", f"to have devices of this process only, or of all {jax.process_count()}", sorted(spanned))
+        return mesh
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), ("device",)) if execution.mesh == "auto" and len(devices) > 1 else None
 
 
@@ -41,20 +55,82 @@ def axis_name(mesh: Mesh | None) -> Any:
     return None if mesh is None else mesh.axis_names[0]
 
 
+def owners(dataset: FederatedDataset, mesh: Mesh | None) -> Owners | None:
+    """Returns which process of the mesh holds which clients; None where one process holds them all.
+
+    Errors: ``ValueError`` if the data set holds a part, but not the part of this process in a run of as many processes.
+    """
+    part, count = dataset.part, jax.process_count()
+    together = count if mesh is not None and mesh.is_multi_process else 1
+    if part is not None and (part.number, len(part.bounds) - 1) != (jax.process_index() % together, together):
+        expected = f"to hold all its rows, or part {jax.process_index() % together} of {together}, as this process takes part"
+        check.fail_value("the data set", expected, f"part {part.number} of {len(part.bounds) - 1}")
+    if mesh is None or not mesh.is_multi_process:
+        return None
+    devices = np.array([device.process_index for device in mesh.devices.flat])
+    return Owners(part_bounds(dataset.offsets, count) if part is None else part.bounds, devices)
+
+
 def place(values: PyTree, mesh: Mesh | None) -> PyTree:
     """Returns arrays that are on every device of the mesh (on the default device without one)."""
-    return jax.device_put(values, None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+    if mesh is None:
+        return jax.device_put(values)
+    whole = NamedSharding(mesh, PartitionSpec())
+    if not mesh.is_multi_process:
+        return jax.device_put(values, whole)
+    return jax.tree.map(lambda leaf: put(leaf, whole), values)
 
 
-def run_on_each(mesh: Mesh | None, function: Callable[..., PyTree], schedules: PyTree, *arrays: PyTree, device_axis: int = 0):
-    """Returns ``function(schedules, *arrays)``, run on each device of the mesh with its own part of the schedules.
+def put(leaf: Any, sharding: Sharding) -> Array:
+    """Returns a value that is the same in all processes as one array of all their devices; none is sent to another."""
+    if isinstance(leaf, jax.Array):
+        if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    array = np.asarray(leaf)
+    array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def place_rows(dataset: FederatedDataset, mesh: Mesh | None) -> dict[str, Array]:
+    """Returns a data set's columns where ``run_on_each`` takes them: all rows on every device of the mesh.
+
+    Over several processes they are [device, row, ...], with the rows of a device's own process, padded to those of the largest.
+    """
+    owned = owners(dataset, mesh)
+    if owned is None or mesh is None:
+        return place(dict(dataset.columns), mesh)
+    ends = dataset.offsets[owned.bounds]
+    held, own = dataset.rows_held[0], ends[jax.process_index() : jax.process_index() + 2]
+    sharding, capacity = NamedSharding(mesh, PartitionSpec(axis_name(mesh))), max(1, int(np.diff(ends).max()))
+
+    def put_own(column):
+        rows = np.zeros((1, capacity, *column.shape[1:]), jax.dtypes.canonicalize_dtype(column.dtype))
+        rows[0, : own[1] - own[0]] = column[own[0] - held : own[1] - held]
+        shards = [jax.device_put(rows, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays((mesh.size, *rows.shape[1:]), sharding, shards)
+
+    return {name: put_own(column) for name, column in dataset.columns.items()}
+
+
+def run_on_each(
+    mesh: Mesh | None,
+    function: Callable[..., PyTree],
+    schedules: PyTree,
+    columns: dict[str, Array],
+    *arrays: PyTree,
+    device_axis: int = 0,
+):
+    """Returns ``function(schedules, columns, *arrays)``, run on each device of the mesh with its own part of the schedules.
 
     Args:
-      mesh: None for a plain call. schedules: a pytree of schedules. arrays: what every device has alike.
+      mesh: None for a plain call. schedules: a pytree of schedules. columns: as ``place_rows`` gives them. arrays: what every
+        device has alike.
       device_axis: which axis of the schedules' ``PER_DEVICE`` fields is that of devices.
     """
     if mesh is None:
-        return function(schedules, *arrays)
+        return function(schedules, columns, *arrays)
     split = PartitionSpec(*[None] * device_axis, axis_name(mesh))
     whole = PartitionSpec()
     spec = Schedule._make(split if name in PER_DEVICE else whole for name in Schedule._fields)
@@ -65,13 +141,16 @@ def run_on_each(mesh: Mesh | None, function: Callable[..., PyTree], schedules: P
     def own(schedule):
         return schedule._replace(**{name: getattr(schedule, name).squeeze(device_axis) for name in PER_DEVICE})
 
-    def on_one(schedules, arrays):
-        return function(jax.tree.map(own, schedules, is_leaf=is_schedule), *arrays)
+    def on_one(schedules, columns, arrays):
+        if mesh.is_multi_process:
+            columns = {name: column.squeeze(0) for name, column in columns.items()}
+        return function(jax.tree.map(own, schedules, is_leaf=is_schedule), columns, *arrays)
 
+    rows = PartitionSpec(axis_name(mesh)) if mesh.is_multi_process else whole
     specs = jax.tree.map(lambda _: spec, schedules, is_leaf=is_schedule)
     # Which values are alike on all devices is not tracked: code for one client knows of no mesh.
-    mapped = jax.shard_map(on_one, mesh=mesh, in_specs=(specs, whole), out_specs=whole, check_vma=False)
-    return mapped(schedules, arrays)
+    mapped = jax.shard_map(on_one, mesh=mesh, in_specs=(specs, rows, whole), out_specs=whole, check_vma=False)
+    return mapped(schedules, columns, arrays)
 
 
 def join(sums: PyTree, rows: PyTree, served: Bool[Array, " slot"], axis: Any) -> tuple[PyTree, PyTree]:

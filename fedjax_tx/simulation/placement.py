@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fedjax_tx import check
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.data.schedule import Schedule, count_steps
-from fedjax_tx.simulation.mesh import place
+from fedjax_tx.simulation.mesh import owners, place_rows
 from fedjax_tx.types import LocalWork
 
 BUFFER_BYTES = 128 * 2**20  # where the rounds of a call may be chosen: of the rows of a call, and there are two calls at a time
@@ -26,19 +27,25 @@ _MOST_ROWS = 2**31 - 1  # on a device, rows are numbered by int32
 def place_columns(dataset: FederatedDataset, placement: str, mesh: Mesh | None) -> dict:
     """Returns the columns on each device of the mesh, or for ``placement="host"`` as they are.
 
-    Errors: ``ValueError`` if they do not fit into the memory that is free on a device.
+    Over several processes, a device holds the rows of its own process only.
+
+    Errors: ``ValueError`` if they do not fit into the memory that is free on a device; for ``"host"`` over several processes.
     """
+    owned = owners(dataset, mesh)
     if placement == "host":
+        if owned is not None:
+            check.fail_value("placement", "'device' where several processes compute together", placement)
         return dict(dataset.columns)
-    needed, free = dataset.num_examples * row_bytes(dataset.columns), free_bytes(1 if mesh is None else mesh.local_mesh.size)
+    rows = dataset.num_examples if owned is None else int(np.diff(dataset.offsets[owned.bounds]).max())
+    needed, free = rows * row_bytes(dataset.columns), free_bytes(1 if mesh is None else mesh.local_mesh.size)
     if needed > free:
         raise ValueError(
             f'expected data of {needed} bytes to fit into the {free} bytes that are free on a device; with placement="host" it '
             "stays in host memory, and each call is sent the rows that it uses"
         )
-    if dataset.num_examples > _MOST_ROWS:
-        raise ValueError(f'expected at most {_MOST_ROWS} rows with placement="device", got {dataset.num_examples}')
-    return place(dict(dataset.columns), mesh)
+    if rows > _MOST_ROWS:
+        raise ValueError(f'expected at most {_MOST_ROWS} rows with placement="device", got {rows}')
+    return place_rows(dataset, mesh)
 
 
 def row_bytes(columns: Mapping[str, np.ndarray]) -> int:

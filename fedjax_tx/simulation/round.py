@@ -122,7 +122,7 @@ def run_rounds_uncompiled(
     Returns: the state, and the rounds' outputs stacked along that axis (only the first ``num_rounds`` count).
     """
 
-    def rounds(schedules, hyper, seed, first_round, num_rounds, state, columns, population):
+    def rounds(schedules, columns, hyper, seed, first_round, num_rounds, state, population):
         algorithm = resolve(make_algorithm, hyper)
         key = prng.fold(jax.random.key(seed), "round")
 
@@ -140,8 +140,8 @@ def run_rounds_uncompiled(
         _, output = jax.eval_shape(one_round, state, jnp.int32(0))
         return lax.fori_loop(0, num_rounds, body, (state, tree.zeros(output, (capacity,))))
 
-    arrays = (hyper, seed, first_round, num_rounds, state, columns, population)
-    return run_on_each(mesh, rounds, schedules, *arrays, device_axis=1)
+    arrays = (hyper, seed, first_round, num_rounds, state, population)
+    return run_on_each(mesh, rounds, schedules, columns, *arrays, device_axis=1)
 
 
 run_rounds = jax.jit(run_rounds_uncompiled, static_argnames=("make_algorithm", "batch_sizes", "mesh", "watch"))
@@ -156,7 +156,7 @@ def run_evaluation(
     ``rows`` [slot] says which of the training clients each is; -1, one that was never trained, gets a first state.
     """
 
-    def score(schedule, hyper, seed, state, rows, columns):
+    def score(schedule, columns, hyper, seed, state, rows):
         algorithm = resolve(make_algorithm, hyper)
         key = prng.fold(jax.random.key(seed), "evaluation")
         a_pass, first = algorithm.evaluation, algorithm.passes[0]
@@ -168,7 +168,7 @@ def run_evaluation(
         begin = PassStart(broadcast, (), clients, (), prng.fold(key, "round"), prng.fold(key, "pass"))
         return run_pass(a_pass, begin, columns, schedule, batch_size, population, axis_name(mesh)).metrics
 
-    return run_on_each(mesh, score, schedule, hyper, seed, state, rows, columns)
+    return run_on_each(mesh, score, schedule, columns, hyper, seed, state, rows)
 
 
 def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population, axis, watch):

@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from fedjax_tx import check, prng
 from fedjax_tx.aggregation import check_max_clients
 from fedjax_tx.data.cohort import as_cohort
+from fedjax_tx.data.parts import Owners
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity, stack, useful_share
 from fedjax_tx.simulation.ahead import Ahead, CallKey, prepare_ahead, take_ahead
 from fedjax_tx.simulation.debug import run_round_watched
 from fedjax_tx.simulation.experiment import Experiment
-from fedjax_tx.simulation.mesh import place, resolve_mesh
+from fedjax_tx.simulation.mesh import owners, place, resolve_mesh
 from fedjax_tx.simulation.placement import gather_rows, place_columns, refuse_buffers, rows_of_a_round, rows_that_fit
 from fedjax_tx.simulation.round import DeviceState, init_state, pass_work, resolve, run_rounds
 from fedjax_tx.types import Cohort, Execution, LocalWork, PyTree
@@ -100,6 +101,7 @@ class RoundFunction:
     max_version: int
     mesh: Mesh | None = None
     buffer_rows: int | None = None
+    owners: Owners | None = None
     debug: bool = False
     ahead: list[Ahead] = field(default_factory=list, init=False, repr=False)
 
@@ -109,8 +111,10 @@ class RoundFunction:
         seed = experiment.seed if seed is None else check.integer("seed", seed, low=0, high=2**32 - 1)
         population = experiment.train.num_clients
         hyper, batch_size = hyper_arrays(experiment.hyper), self.works[0].batch_size
-        maker, some = experiment.make_algorithm, {name: np.array(column[:1]) for name, column in experiment.train.columns.items()}
-        device = init_state(maker, population, batch_size, hyper, np.uint32(seed), init_params, some)
+        maker = experiment.make_algorithm
+        # Of the data only shapes are read, and each process makes the state by itself.
+        columns = {name: np.zeros((1, *c.shape[1:]), c.dtype) for name, c in experiment.train.columns.items()}
+        device = init_state(maker, population, batch_size, hyper, np.uint32(seed), init_params, columns)
         return RoundState(place(device, self.mesh), experiment.cohorts.init(population), seed, 0)
 
     def __call__(self, state: RoundState) -> tuple[RoundState, RoundInfo]:
@@ -156,7 +160,7 @@ class RoundFunction:
             self._refuse_repeats(cohorts[-1], state.device)
             self._refuse_versions(cohorts[-1])
             for work, capacity, planned in zip(self.works, self.capacities, schedules, strict=True):
-                planned.append(make_schedule(cohorts[-1], train.offsets, work, capacity, state.seed, number))
+                planned.append(make_schedule(cohorts[-1], train.offsets, work, capacity, state.seed, number, self.owners))
         return Plan(cohorts, schedules, source_state)
 
     def prepare(self, plan: Plan) -> Call:
@@ -251,23 +255,30 @@ def build_round(
     works = tuple(pass_work(a_pass, experiment.local) for a_pass in algorithm.passes)
     devices = None if mesh is None else mesh.size
     sizes, taper = train.client_sizes, execution.taper
-    capacities = tuple(plan_capacity(sizes, work, most, num_lanes, source.repeats, devices, taper) for work in works)
+    owned = owners(train, mesh)
+    size = (most, num_lanes, source.repeats, devices, taper, owned)
+    capacities = tuple(plan_capacity(sizes, work, *size) for work in works)
     round_rows = rows_of_a_round(sizes, works, most) if execution.placement == "host" else None
-    rounds_per_call = execution.rounds_per_call
-    if rounds_per_call == "auto":
-        own = sum(4 * c.ticks * c.lanes + 2 * c.ticks + 4 * c.clients for c in capacities)
-        words = sum(c.rows + 4 * c.clients for c in capacities) + (devices or 1) * own
-        rounds_per_call = min(_MAX_ROUNDS_PER_CALL, _MAX_SCHEDULE_BYTES // (4 * words))
-        if round_rows is not None:
-            rounds_per_call = min(rounds_per_call, rows_that_fit(columns) // round_rows)
-    rounds_per_call = 1 if source.reads_metrics else max(1, int(rounds_per_call))
+    rounds_per_call = 1 if source.reads_metrics else _rounds_per_call(execution, capacities, columns, round_rows)
     buffer_rows = None
     if round_rows is not None:
         buffer_rows = min(rounds_per_call * round_rows, train.num_examples)
         refuse_buffers(columns, buffer_rows, mesh)
     lanes = max(capacity.lanes for capacity in capacities)
     version = algorithm.max_version
-    return RoundFunction(experiment, works, capacities, columns, lanes, rounds_per_call, version, mesh, buffer_rows)
+    return RoundFunction(experiment, works, capacities, columns, lanes, rounds_per_call, version, mesh, buffer_rows, owned)
+
+
+def _rounds_per_call(execution: Execution, capacities: tuple[Capacity, ...], columns: dict, round_rows: int | None) -> int:
+    """As given; or as many rounds as have schedules of a few MB, and on the host rows that fit a buffer."""
+    if isinstance(execution.rounds_per_call, int):
+        return execution.rounds_per_call
+    own = sum((c.devices or 1) * (4 * c.ticks * c.lanes + 2 * c.ticks + 4 * c.clients) for c in capacities)
+    words = own + sum(c.rows + 4 * c.clients for c in capacities)
+    fits = min(_MAX_ROUNDS_PER_CALL, _MAX_SCHEDULE_BYTES // (4 * words))
+    if round_rows is not None:
+        fits = min(fits, rows_that_fit(columns) // round_rows)
+    return max(1, fits)
 
 
 def _key(state: RoundState, num_rounds: int) -> CallKey:

@@ -2,6 +2,8 @@
 
 Orbax writes a checkpoint beside its place and renames it, so one that was being written when the run died is never seen. It
 doesn't notice every damage that comes later (a flipped byte in an array is read as another number), so each has a checksum.
+
+A checkpoint says nothing of processes: the first of them writes it, from what all have alike, and reads it for the others.
 """
 
 import json
@@ -9,7 +11,7 @@ import shutil
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fedjax_tx.simulation import RoundState
+from fedjax_tx.simulation.mesh import put
 
 # What orbax 0.12 raises for a checkpoint with files cut, missing or overwritten, found by damaging each file in turn: TensorStore
 # and JSON raise a ValueError, and JSON of another form is looked into as if it were of the right one.
@@ -25,7 +28,15 @@ _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, FileNotFoundErro
 
 def open_checkpoints(directory: Path, keep: int = 3) -> ocp.CheckpointManager:
     """Opens (or makes) a folder of checkpoints, numbered by rounds finished; the last ``keep`` are kept."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True)
+    alone = {}
+    if jax.process_count() > 1:  # or orbax would wait for the other processes
+        directory.mkdir(parents=True, exist_ok=True)
+        own = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+        alone = {"create": False, "multiprocessing_options": options}
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True, **alone
+    )
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 
@@ -52,23 +63,29 @@ def save(manager: ocp.CheckpointManager, state: RoundState, ledger: dict[str, in
     manager.wait_until_finished()
 
 
-def restore(manager: ocp.CheckpointManager, like: RoundState) -> tuple[RoundState, dict[str, int]] | None:
-    """Returns the last whole state saved and the costs until then, None if nothing was saved.
+class Saved(NamedTuple):
+    """A checkpoint as it was read: its arrays by name, and its notes."""
+
+    arrays: dict[str, np.ndarray]
+    notes: dict[str, Any]
+
+
+def read_last(manager: ocp.CheckpointManager) -> Saved | None:
+    """Returns the last whole checkpoint, None if nothing was saved.
 
     Damaged checkpoints behind it are reported by a warning and moved to a folder ``damaged`` beside the checkpoints.
-    ``like`` is a state of the same experiment: it says the structure and the devices.
 
     Errors: ``ValueError`` naming all checkpoints if every one is damaged; nothing is moved then.
     """
     damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            arrays, notes = _read(manager, step)
+            saved = _read(manager, step)
         except _DAMAGED as error:
             damaged[step] = f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
             continue
         _set_aside(manager, damaged, step)
-        return _rebuild(like, arrays, notes), notes["ledger"]
+        return saved
     if damaged:
         listed = "; ".join(f"{step} ({why})" for step, why in damaged.items())
         raise ValueError(
@@ -78,8 +95,15 @@ def restore(manager: ocp.CheckpointManager, like: RoundState) -> tuple[RoundStat
     return None
 
 
-def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a checkpoint by name, and its notes."""
+def refuse_incomplete(like: RoundState, saved: Saved) -> None:
+    """Raises ``ValueError`` if a checkpoint lacks an array of a state like ``like``."""
+    for path, _ in jax.tree_util.tree_leaves_with_path((like.device, like.cohorts)):
+        name = jax.tree_util.keystr(path)
+        if name not in saved.arrays:
+            raise ValueError(f"expected the checkpoint after round {saved.notes['round']} to hold {name}, which is missing")
+
+
+def _read(manager: ocp.CheckpointManager, step: int) -> Saved:
     notes = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
     empty = [np.zeros(shape, jnp.dtype(dtype)) for _, dtype, shape in notes["arrays"]]
     filled = {str(number): array for number, array in enumerate(empty) if array.size}
@@ -88,7 +112,7 @@ def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, np.ndarr
     checksum = _checksum(arrays, notes)
     if checksum != notes["checksum"]:
         raise ValueError(f"its checksum is {checksum}, and was {notes['checksum']} when it was written")
-    return {name: array for (name, _, _), array in zip(notes["arrays"], arrays, strict=True)}, notes
+    return Saved({name: array for (name, _, _), array in zip(notes["arrays"], arrays, strict=True)}, notes)
 
 
 def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str], used: int) -> None:
@@ -119,22 +143,19 @@ def _arrays(state: RoundState) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _rebuild(like: RoundState, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> RoundState:
-    """A state of the structure of ``like`` from its arrays."""
+def rebuild(like: RoundState, saved: Saved) -> tuple[RoundState, dict[str, int]]:
+    """Returns the state of a checkpoint and the costs until then; ``like`` says the structure and the devices."""
+    refuse_incomplete(like, saved)
+    arrays, notes = saved
     paths, structure = jax.tree_util.tree_flatten_with_path((like.device, like.cohorts))
-    leaves = []
-    for path, leaf in paths:
-        name = jax.tree_util.keystr(path)
-        if name not in arrays:
-            raise ValueError(f"expected the checkpoint after round {notes['round']} to hold {name}, which is missing")
-        leaves.append(_like(arrays[name], leaf))
+    leaves = [_like(arrays[jax.tree_util.keystr(path)], leaf) for path, leaf in paths]
     device, cohorts = jax.tree.unflatten(structure, leaves)
     last = None
     if "last ids" in arrays:
         names = [name.removeprefix("last value ") for name in arrays if name.startswith("last value ")]
         metrics = {name: (arrays[f"last value {name}"], arrays[f"last weight {name}"]) for name in names}
         last = (arrays["last ids"], metrics)
-    return RoundState(device, cohorts, int(notes["seed"]), int(notes["round"]), last)
+    return RoundState(device, cohorts, int(notes["seed"]), int(notes["round"]), last), notes["ledger"]
 
 
 def _plain(leaf: Any) -> np.ndarray:
@@ -150,7 +171,7 @@ def _like(array: np.ndarray, leaf: Any) -> Any:
     new = jnp.asarray(array)
     if _is_key(leaf):
         new = jax.random.wrap_key_data(new, impl=jax.random.key_impl(leaf))
-    return jax.device_put(new, leaf.sharding) if leaf.committed else new
+    return put(new, leaf.sharding) if leaf.committed else new
 
 
 def _is_key(leaf: Any) -> bool:

@@ -2,6 +2,8 @@
 
 Records are written before the checkpoint that they belong to, so at worst they are ahead of it; going on cuts them back.
 Whatever was written before stays, whenever the run dies.
+
+Of several processes the first alone reads and writes here, and tells the others what it read: they need not see its disk.
 """
 
 import os
@@ -12,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_tx import check
+from fedjax_tx import check, processes
 from fedjax_tx.simulation import RoundState
 from fedjax_tx.training import checkpoint, records
 from fedjax_tx.training.ledger import new_ledger
@@ -51,13 +53,17 @@ def read_choices(directory: Path, description: Record) -> dict[str, Any]:
 
     Errors: ``ValueError`` if the directory holds another experiment.
     """
-    with writing("the run directory", directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    saved = records.read_json(directory / "experiment.json")
-    if saved is None:
-        return {}
-    records.refuse_other(directory, saved["experiment"], description)
-    return saved["execution"]
+
+    def read():
+        with writing("the run directory", directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        saved = records.read_json(directory / "experiment.json")
+        if saved is None:
+            return {}
+        records.refuse_other(directory, saved["experiment"], description)
+        return saved["execution"]
+
+    return processes.from_first(read)
 
 
 def open_store(directory: Path, first: RoundState, rounds: int, evaluated: Callable[[str, int], bool]) -> tuple[Store, Start]:
@@ -69,13 +75,24 @@ def open_store(directory: Path, first: RoundState, rounds: int, evaluated: Calla
 
     Errors: ``ValueError`` if more rounds than that were run, if all checkpoints are damaged, or a line of records is.
     """
-    with writing("the folder of checkpoints", directory):
-        manager = checkpoint.open_checkpoints(directory / "checkpoints")
+    managers = []
+
+    def read():
+        with writing("the folder of checkpoints", directory):
+            managers.append(checkpoint.open_checkpoints(directory / "checkpoints"))
+        return _find_start(directory, first, rounds, evaluated, checkpoint.read_last(managers[0]))
+
     try:
-        start = _find_start(directory, first, rounds, evaluated, checkpoint.restore(manager, first))
+        saved, history = processes.from_first(read)
+        state, ledger = (first, new_ledger()) if saved is None else checkpoint.rebuild(first, saved)
     except BaseException:
-        manager.close()
+        for manager in managers:
+            manager.close()
         raise
+    start = Start(state, ledger, history)
+    if not managers:
+        return no_store(), start
+    manager = managers[0]
 
     def append(lines, timing):
         with writing(f"the records up to round {timing['round']}", directory):
@@ -120,11 +137,14 @@ def _system_error(error: OSError | ValueError) -> OSError | None:
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
-def _find_start(directory, first, rounds, evaluated, restored) -> Start:
-    state, ledger = (first, new_ledger()) if restored is None else restored
-    if state.round > rounds:
-        check.fail_value("rounds", f">= {state.round}, the rounds that run_dir {str(directory)!r} holds already", rounds)
-    return Start(state, ledger, _cut_records(directory, state.round, rounds, evaluated))
+def _find_start(directory, first, rounds, evaluated, saved) -> tuple[checkpoint.Saved | None, list[dict[str, Any]]]:
+    """The checkpoint as it is, and the history until then."""
+    done = 0 if saved is None else saved.notes["round"]
+    if saved is not None:
+        checkpoint.refuse_incomplete(first, saved)
+    if done > rounds:
+        check.fail_value("rounds", f">= {done}, the rounds that run_dir {str(directory)!r} holds already", rounds)
+    return saved, _cut_records(directory, done, rounds, evaluated)
 
 
 def _cut_records(directory: Path, done: int, rounds: int, evaluated: Callable[[str, int], bool]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_tx import processes
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment, RoundState
 
@@ -54,7 +55,10 @@ def describe_data(data: FederatedDataset) -> dict[str, Any]:
     """Returns clients, examples, columns and a checksum (of the sizes, and of up to 4,096 rows of each column)."""
     step = max(1, data.num_examples // _SAMPLED_ROWS)
     columns = {name: f"{column.dtype}{list(column.shape[1:])}" for name, column in sorted(data.columns.items())}
-    sample = [np.asarray(data.columns[name][::step]) for name in sorted(data.columns)]
+    first = -data.rows_held[0] % step  # of the rows held, the first that is sampled of all
+    sample = [np.asarray(data.columns[name][first::step]) for name in sorted(data.columns)]
+    if data.part is not None:  # every process adds its own, so that the checksum is that of the whole
+        sample = [np.frombuffer(b"".join(processes.gather(one.tobytes())), np.uint8) for one in sample]
     checksum = digest([data.client_sizes, *sample])
     return {"clients": data.num_clients, "examples": data.num_examples, "columns": columns, "checksum": checksum}
 

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from fedjax_tx import check, tree
+from fedjax_tx import check, processes, tree
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment, RoundFunction, RoundInfo, RoundState, make_evaluation, make_round, summarise
 from fedjax_tx.simulation.evaluate import ClientMetrics
@@ -84,6 +85,8 @@ def run(
       config: settings of the caller (plain values), kept and compared with the experiment's own.
       progress: whether to show live progress.
 
+    In several processes (``python -m fedjax_tx.launch``) each calls this alike; the first alone reads and writes ``run_dir``.
+
     With a ``run_dir``, Ctrl-C ends the run after the rounds under way with a checkpoint, and raises ``KeyboardInterrupt``; a
     second one ends it at once. However a run ended, the same call goes on from the last checkpoint, bit for bit.
 
@@ -105,20 +108,23 @@ def run(
     execution = Execution() if execution is None else execution
     check_run(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress)
     directory = None if run_dir is None else Path(run_dir)
-    columns, mesh = dict(experiment.train.columns), resolve_mesh(execution)
-    first = build_round(experiment, columns, 1, Execution(), mesh).init(init_params=init_params)  # reads only the columns' shapes
+    mesh = resolve_mesh(execution)
+    first = build_round(experiment, {}, 1, Execution(), mesh).init(init_params=init_params)
     evaluators = {name: make_evaluation(experiment, data, execution) for name, data in evaluate.items()}
     store, start = no_store(), Start(first, new_ledger(), [])
-    if directory is not None:
+    if directory is not None or jax.process_count() > 1:
         description = records.describe(experiment, first, evaluate, evaluate_every, config or {})
+        called = {"rounds": rounds, "run_dir": str(run_dir), "checkpoint_every": checkpoint_every, "execution": repr(execution)}
+        processes.check_same("what is run", {**description, **called})
+    if directory is not None:
         execution = _with_choices(execution, read_choices(directory, description))
         store, start = open_store(directory, first, rounds, partial(_belongs, tuple(evaluate), evaluate_every))
-    reporter = make_reporter(rounds, start.state.round, progress)
+    reporter = make_reporter(rounds, start.state.round, progress and processes.is_first())
     try:
         if start.state.round:
             reporter.say(f"resuming after round {start.state.round}")
         round_fn = make_round(experiment, execution)
-        if directory is not None:
+        if directory is not None and processes.is_first():
             choices = {"num_lanes": round_fn.num_lanes, "rounds_per_call": round_fn.rounds_per_call}
             choices = {} if execution.debug else choices  # those of debugging are nobody's choice
             with writing("experiment.json", directory):
@@ -143,7 +149,7 @@ def _run(setup: _Setup, start: Start) -> RunResult:
             then = min(pace, setup.round_fn.rounds_per_call, left)  # 0 behind the last call
             call_began = time.perf_counter()
             state, infos = setup.round_fn.run(state, count, then)
-            seconds = time.perf_counter() - call_began
+            (seconds,) = processes.largest(time.perf_counter() - call_began)
             count, pace = then, max(1, int(SECONDS_A_CALL / (seconds / count)))
             ledger, client_metrics = charge(ledger, infos, cost), None
             lines = [round_record(info) for info in infos]
@@ -156,16 +162,21 @@ def _run(setup: _Setup, start: Start) -> RunResult:
             setup.store.append(lines, timing)
             _say_left_out(setup, infos)
             setup.reporter.update(lines[-1], timing["examples_per_second"])
-            stopped, ending = _why_stop(setup, history) if due else None, interrupted()
+            stopped, ending = _why_stop(setup, history) if due else None, _anywhere(interrupted)
             if stopped or ending or state.round % setup.checkpoint_every == 0 or state.round == setup.rounds:
                 setup.store.save(state, ledger)
-    if interrupted():
+    if _anywhere(interrupted):
         raise KeyboardInterrupt(_say_interrupted(setup, state))
     stopped = stopped or f"finished {setup.rounds} rounds"
     if client_metrics is None:
         client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
     setup.store.finish({"stopped": stopped, "ledger": ledger, **summarise_sets(client_metrics)})
     return RunResult(_params(state), state, history, ledger, client_metrics, stopped)
+
+
+def _anywhere(interrupted: Callable[[], bool]) -> bool:
+    """Whether any process was interrupted: all end after the same round."""
+    return bool(processes.largest(interrupted())[0])
 
 
 def _say_interrupted(setup: _Setup, state: RoundState) -> str:

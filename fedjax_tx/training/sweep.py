@@ -214,6 +214,8 @@ def _refuse(experiment: Experiment, execution: Execution) -> None:
         check.fail_value("execution", expected, execution)
     if isinstance(execution.mesh, Mesh):
         check.fail_value("execution", "without a mesh: the settings of a sweep share one device", execution)
+    if jax.process_count() > 1:
+        check.fail_value("a sweep", "to run in one process, on its own devices", f"one of {jax.process_count()} processes")
 
 
 def _hyper_of(experiment: Experiment, cell: Mapping[str, Any]) -> dict[str, Any]:

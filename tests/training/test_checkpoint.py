@@ -117,7 +117,7 @@ def test_every_kind_of_array_comes_back(tmp_path):
     like = RoundState(jax.tree.map(lambda leaf: leaf, device), host, seed=0, round=0)
     manager = checkpoint.open_checkpoints(tmp_path)
     checkpoint.save(manager, state, {"rounds": 3})
-    back, ledger = checkpoint.restore(manager, like)
+    back, ledger = checkpoint.rebuild(like, checkpoint.read_last(manager))
     manager.close()
     assert (back.seed, back.round, ledger) == (5, 3, {"rounds": 3})
     ours, theirs = runs.leaves(state), runs.leaves(back)
@@ -134,5 +134,5 @@ def test_a_checkpoint_of_another_structure_is_refused_by_the_missing_name(tmp_pa
     manager = checkpoint.open_checkpoints(tmp_path)
     checkpoint.save(manager, RoundState({"w": jnp.ones(2)}, (), 0, 1), {})
     with pytest.raises(ValueError, match=r"the checkpoint after round 1 to hold \[0\]\['v'\], which is missing"):
-        checkpoint.restore(manager, RoundState({"v": jnp.ones(2)}, (), 0, 0))
+        checkpoint.rebuild(RoundState({"v": jnp.ones(2)}, (), 0, 0), checkpoint.read_last(manager))
     manager.close()
