@@ -18,7 +18,7 @@ from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.mesh import owners, place, resolve_mesh
-from fedjax_tx.simulation.placement import fill, place_columns, refuse_buffers, rows_that_fit
+from fedjax_tx.simulation.placement import pad, place_columns, refuse_buffers, rows_that_fit
 from fedjax_tx.simulation.round import pass_work, resolve, run_evaluation
 from fedjax_tx.simulation.rounds import RoundState, hyper_arrays, weighted_mean
 from fedjax_tx.types import Cohort, Execution, LocalWork
@@ -133,8 +133,8 @@ def _make_pieces(
             cohort = as_cohort(Cohort(np.arange(first, last)), dataset.num_clients, capacity.clients)
             schedule = make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0)
             schedule = schedule._replace(order=np.maximum(schedule.order - start, 0).astype(np.int32))  # 0 behind its end
-            columns = {name: fill(column, slice(start, stop), num_rows) for name, column in dataset.columns.items()}
-            rows = fill(known, slice(first, last), capacity.clients)
+            columns = {name: pad(column[start:stop], num_rows) for name, column in dataset.columns.items()}
+            rows = pad(known[first:last], capacity.clients)
             rows, columns, schedule = place((rows, columns, schedule), mesh)
             yield EvaluationPlan(work.batch_size, rows, columns, schedule, mesh, last - first)
 

@@ -80,7 +80,7 @@ def gather_rows(
     """Returns the rows that the schedules use, in new arrays of ``num_rows`` rows, and schedules that count among these."""
     used = [[one.order[: rows_in_use(one)] for one in planned] for planned in schedules]
     rows, position = np.unique(np.concatenate([order for planned in used for order in planned]), return_inverse=True)
-    buffers = {name: fill(column, rows, num_rows) for name, column in columns.items()}
+    buffers = {name: pad(np.asarray(column)[rows], num_rows) for name, column in columns.items()}
     ends = np.cumsum([order.size for planned in used for order in planned])
     positions = iter(np.split(position.astype(np.int32), ends[:-1]))
     return buffers, tuple([_with_order(one, next(positions)) for one in planned] for planned in schedules)
@@ -97,12 +97,11 @@ def rows_in_use(schedule: Schedule) -> int:
     return int((schedule.first + schedule.count).max())
 
 
-def fill(column: np.ndarray, rows: np.ndarray | slice, num_rows: int) -> np.ndarray:
-    """Returns ``column[rows]`` with zeros behind, up to ``num_rows`` rows."""
-    # Always a new array: the one before may still be read by a device, and on CPU may be what the program reads.
-    taken = np.asarray(column)[rows]
-    out = np.zeros((num_rows, *column.shape[1:]), column.dtype)
-    out[: len(taken)] = taken
+def pad(rows: np.ndarray, num_rows: int) -> np.ndarray:
+    """Returns a new array of ``num_rows`` rows: these, and zeros behind."""
+    # Never one that was used before: a device may still be reading it, and on CPU it may itself be what the program reads.
+    out = np.zeros((num_rows, *rows.shape[1:]), rows.dtype)
+    out[: len(rows)] = rows
     return out
 
 
