@@ -155,6 +155,9 @@ def test_processes_that_were_told_different_things_are_refused(tmp_path):
     for number in range(2):
         told = (tmp_path / f"mesh.{number}").read_text()
         assert told == f"expected mesh to have devices of this process only, or of all 2, got [{1 - number}]"
+    first, second = ((tmp_path / f"longer.{number}").read_text() for number in range(2))
+    assert first.startswith("ValueError: expected rounds >= 3, the rounds that run_dir")
+    assert second == f"RuntimeError: process 0 of 2 could not go on: {first}"
 
 
 def test_a_sweep_over_several_processes_is_refused(monkeypatch):
