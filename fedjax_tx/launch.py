@@ -29,6 +29,7 @@ import jax
 from fedjax_tx import check, processes
 
 _FOLLOWED = 75  # the exit code of a process that ends since another failed
+_INTERRUPTED = 128 + signal.SIGINT
 _PATIENCE = 5.0  # seconds that the end of one process may take to follow that of another
 _BETWEEN_LOOKS = 0.2
 
@@ -86,9 +87,10 @@ def run_joined(script: str, arguments: Sequence[str], timeout_seconds: int) -> i
         if error.code not in (None, 0):
             print(error.code if isinstance(error.code, str) else f"exit code {error.code}", file=sys.stderr)
             _fail(f"exit code {error.code}", error.code if isinstance(error.code, int) else 1)
-    except KeyboardInterrupt:  # which all processes get; each ends by itself
+    except KeyboardInterrupt:
         traceback.print_exc()
-        _leave(128 + signal.SIGINT)
+        time.sleep(5 * _BETWEEN_LOOKS)  # Ctrl-C mostly comes to all of them, and each ends by itself
+        _fail("interrupted", _INTERRUPTED)
     except Exception as error:  # whatever it is, the others must hear of it
         traceback.print_exc()
         if isinstance(error, jax.errors.JaxRuntimeError):
@@ -163,6 +165,7 @@ def run_local(num_processes: int, timeout_seconds: int, command: Sequence[str]) 
     started, readers = [], []
     options = ["--coordinator", address, "--num-processes", str(num_processes), "--timeout", str(timeout_seconds)]
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the children end too
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # the children get it as well, and end in order
     try:
         for number in range(num_processes):
             own = [sys.executable, "-m", "fedjax_tx.launch", *options, "--process-id", str(number), *command]
@@ -184,6 +187,8 @@ def run_local(num_processes: int, timeout_seconds: int, command: Sequence[str]) 
     finally:
         for process in started:
             process.kill()
+        for process in started:
+            process.wait()
     for reader in readers:
         reader.join(_PATIENCE)
     return code
@@ -194,17 +199,13 @@ def _wait(started: list[subprocess.Popen]) -> int:
     ended: dict[int, int] = {}
     deadline = float("inf")
     while len(ended) < len(started) and time.monotonic() < deadline:
-        try:
-            time.sleep(_BETWEEN_LOOKS / 4)
-        except KeyboardInterrupt:  # they get it as well, and end in order
-            continue
+        time.sleep(_BETWEEN_LOOKS / 4)
         for number, process in enumerate(started):
             if number not in ended and process.poll() is not None:
                 ended[number] = process.returncode
-        failed = {number: code for number, code in ended.items() if code not in (0, _FOLLOWED)}
-        if failed and 128 + signal.SIGINT not in failed.values():
+        if set(ended.values()) - {0, _FOLLOWED, _INTERRUPTED}:
             break
-        if len(failed) < sum(code != 0 for code in ended.values()):  # the one that they followed is still to come
+        if any(ended.values()):  # the one that it followed is still to come, or others that were interrupted
             deadline = min(deadline, time.monotonic() + _PATIENCE)
     failed = {number: code for number, code in ended.items() if code != 0}
     if not failed:

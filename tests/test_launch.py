@@ -176,6 +176,20 @@ def test_ctrl_c_ends_a_run_in_order_in_all_processes(tmp_path):
 
 
 @pytest.mark.slow
+def test_under_slurm_processes_find_each_other(script):
+    # What srun sets for two tasks on this machine; JAX makes the coordinator's port from the job's number.
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    started = [
+        start(command(script, "end", "0", options=()), **job, SLURM_PROCID=str(number), SLURM_LOCALID=str(number))
+        for number in range(2)
+    ]
+    for process in started:
+        said, errors = finish(process)
+        assert process.returncode == 0, errors
+        assert "devices 1 of 2" in said
+
+
+@pytest.mark.slow
 def test_where_there_is_no_cluster_it_says_what_is_missing(script):
     process = start(command(script, "end", "0", options=()))
     _, errors = finish(process)

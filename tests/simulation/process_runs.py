@@ -101,7 +101,7 @@ def auto(folder: Path) -> None:
 
 
 def parted(folder: Path) -> None:
-    """Processes that were told different things, and a mesh that leaves this process out."""
+    """Processes that were told different things, a mesh that leaves this process out, a directory that process 0 refuses."""
     others = [device for device in jax.devices() if device.process_index != jax.process_index()]
     try:
         resolve_mesh(ftx.Execution(mesh=jax.sharding.Mesh(others, ("device",))))
@@ -111,6 +111,11 @@ def parted(folder: Path) -> None:
         run("fed_avg", ROUNDS + jax.process_index())
     except ValueError as error:
         (folder / f"refused.{jax.process_index()}").write_text(str(error))
+    run("fed_avg", ROUNDS, folder / "longer")
+    try:
+        run("fed_avg", 1, folder / "longer")
+    except (ValueError, RuntimeError) as error:
+        (folder / f"longer.{jax.process_index()}").write_text(f"{type(error).__name__}: {error}")
 
 
 def main(mode: str, folder: Path, names: list[str]) -> None:
