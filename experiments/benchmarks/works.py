@@ -124,7 +124,7 @@ def convolution_params(draw, channels: tuple[int, int], hidden: int) -> dict[str
     """Kernels from N(0, 2 / inputs) (He), biases 0. Two valid 3 x 3 convolutions leave 24 x 24 pixels, the pooling 12 x 12."""
     first, second = channels
     shapes = {"c1": (3, 3, 1, first), "c2": (3, 3, first, second), "d1": (144 * second, hidden), "d2": (hidden, CLASSES)}
-    params = {}
+    params: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():
         kernel = np.sqrt(2.0 / np.prod(shape[:-1])) * draw.standard_normal(shape)
         params |= {f"{name}_w": kernel.astype(np.float32), f"{name}_b": np.zeros(shape[-1], np.float32)}
@@ -139,10 +139,11 @@ def write(directory: Path) -> dict[str, Path]:
     """Writes both works into a directory, where they are not there yet; returns their files by name."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = {"A": directory / "work.npz", "B": directory / "workB.npz"}
-    for (name, path), make in zip(paths.items(), (make_transformer_work, make_convolution_work), strict=True):
+    for name, path in paths.items():
         if not path.exists():
             partial = path.with_suffix(".part.npz")
-            np.savez(partial, **make())
+            arrays: dict = make_transformer_work() if name == "A" else make_convolution_work()
+            np.savez(partial, **arrays)
             partial.rename(path)
             print(f"work {name}: {path}")
     return paths

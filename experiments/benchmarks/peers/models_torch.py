@@ -13,6 +13,10 @@ from works import LEARNING_RATE, Work
 HEAD_WIDTH = 32
 
 
+# For each name of works.py the parameter, and the order of its axes there.
+Places = dict[str, tuple[nn.Parameter, tuple[int, ...]]]
+
+
 class Block(nn.Module):
     def __init__(self, width: int):
         super().__init__()
@@ -44,9 +48,8 @@ class Transformer(nn.Module):
             x = block(x)
         return F.cross_entropy(self.head(self.lnf(x)).flatten(0, 1), targets.flatten())
 
-    def places(self) -> dict[str, tuple[nn.Parameter, tuple[int, ...]]]:
-        """Returns for each name of works.py the parameter, and the order of its axes there."""
-        places = {"wte": (self.wte, (0, 1)), "wpe": (self.wpe, (0, 1)), "wout": (self.head.weight, (1, 0))}
+    def places(self) -> Places:
+        places: Places = {"wte": (self.wte, (0, 1)), "wpe": (self.wpe, (0, 1)), "wout": (self.head.weight, (1, 0))}
         places |= norm_places("lnf", self.lnf)
         for number, block in enumerate(self.blocks):
             places |= norm_places(f"l{number}_ln1", block.ln1) | norm_places(f"l{number}_ln2", block.ln2)
@@ -66,15 +69,15 @@ class ConvNet(nn.Module):
         x = F.relu(self.d1(F.max_pool2d(x, 2).flatten(1)))
         return F.cross_entropy(self.d2(x), y)
 
-    def places(self) -> dict[str, tuple[nn.Parameter, tuple[int, ...]]]:
-        places = {}
+    def places(self) -> Places:
+        places: Places = {}
         for name, axes in (("c1", (2, 3, 1, 0)), ("c2", (2, 3, 1, 0)), ("d1", (1, 0)), ("d2", (1, 0))):
             layer = getattr(self, name)
             places |= {f"{name}_w": (layer.weight, axes), f"{name}_b": (layer.bias, (0,))}
         return places
 
 
-def norm_places(name: str, norm: nn.LayerNorm) -> dict:
+def norm_places(name: str, norm: nn.LayerNorm) -> Places:
     return {f"{name}_g": (norm.weight, (0,)), f"{name}_b": (norm.bias, (0,))}
 
 

@@ -16,7 +16,7 @@ from works import LEARNING_RATE, Work
 import fedjax_tx as ftx
 
 # names in the decoder's stacked layers, and in works.py after l0_, l1_ ...
-LAYER_NAMES = {
+LAYER_NAMES: dict[tuple[str, ...], str] = {
     ("attention_norm", "scale"): "ln1_g",
     ("attention_norm", "bias"): "ln1_b",
     ("attention", "qkv", "kernel"): "wqkv",
@@ -30,7 +30,7 @@ LAYER_NAMES = {
     ("mlp_out", "kernel"): "w2",
     ("mlp_out", "bias"): "b2",
 }
-OTHER_NAMES = {
+OTHER_NAMES: dict[tuple[str, ...], str] = {
     ("token_embedding", "embedding"): "wte",
     ("position_embedding", "embedding"): "wpe",
     ("final_norm", "scale"): "lnf_g",
