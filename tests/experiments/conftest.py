@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
-sys.path[:0] = [str(EXPERIMENTS), str(EXPERIMENTS / "benchmarks")]
+sys.path[:0] = [str(EXPERIMENTS), str(EXPERIMENTS / "benchmarks"), str(EXPERIMENTS / "benchmarks" / "peers")]
