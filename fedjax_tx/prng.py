@@ -8,17 +8,29 @@ import zlib
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int, Key, UInt
 
 
-def fold(key: Key[Array, ""], *names: int | str | Int[Array, ""]) -> Key[Array, ""]:
-    """Returns ``key`` folded with each name in turn; a string counts by its CRC-32.
+def root(seed: int | np.integer | np.ndarray | UInt[Array, "..."]) -> Key[Array, "..."]:
+    """Returns the key of a seed; of each, where ``seed`` is an array of them.
+
+    Example:
+      >>> root(np.array([0, 1], np.uint32)).shape
+      (2,)
+    """
+    return jax.vmap(jax.random.key)(seed) if np.ndim(seed) else jax.random.key(seed)
+
+
+def fold(key: Key[Array, "..."], *names: int | str | Int[Array, ""]) -> Key[Array, "..."]:
+    """Returns ``key`` (each, where it is an array) folded with each name in turn; a string counts by its CRC-32.
 
     Example:
       >>> key = jax.random.key(0)
       >>> bool((fold(key, "round", 3) == jax.random.fold_in(fold(key, "round"), 3)).all())
       True
     """
+    if key.ndim:
+        return jax.vmap(lambda one: fold(one, *names))(key)
     for name in names:
         key = jax.random.fold_in(key, zlib.crc32(name.encode()) if isinstance(name, str) else name)
     return key

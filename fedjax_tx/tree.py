@@ -25,8 +25,11 @@ def put(tree: PyTree, index: Array | int, row: PyTree) -> PyTree:
     return jax.tree.map(leaf, tree, row)
 
 
-def where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
-    """Returns ``yes`` where the scalar ``condition`` holds and ``no`` elsewhere, leaf by leaf; the same leaf in both stays."""
+def where(condition: Bool[Array, "..."], yes: PyTree, no: PyTree) -> PyTree:
+    """Returns ``yes`` where ``condition`` holds and ``no`` elsewhere, leaf by leaf; the same leaf in both stays.
+
+    The condition is a scalar, or has the last axes of each leaf (the settings of a sweep).
+    """
     return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), yes, no)
 
 
@@ -75,10 +78,10 @@ def norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(tree)))
 
 
-def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Returns whether every number of every leaf is finite; leaves of integers always are."""
+def all_finite(tree: PyTree, kept: int = 0) -> Bool[Array, "..."]:
+    """Returns whether every number of every leaf is finite, for each index of the last ``kept`` axes; integers always are."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.array([jnp.isfinite(leaf).all() for leaf in floats], bool).all()
+    return jnp.array([jnp.isfinite(leaf).all(tuple(range(leaf.ndim - kept))) for leaf in floats], bool).all(0)
 
 
 def sum_dtype(dtype: np.dtype) -> np.dtype:

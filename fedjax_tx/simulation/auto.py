@@ -8,6 +8,7 @@ come since. On a mesh the number is that of each device's lanes.
 """
 
 import time
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -17,12 +18,12 @@ from fedjax_tx.data.schedule import cut_short, slots_by_device
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.placement import free_bytes
 from fedjax_tx.simulation.round import run_rounds
-from fedjax_tx.simulation.rounds import RoundFunction, build_round
+from fedjax_tx.simulation.rounds import Plan, RoundFunction, build_round
 from fedjax_tx.types import Execution
 
 _PROBE_SECONDS = 0.25
 _REPEATS = 5
-_MEMORY_SHARE = 0.8
+MEMORY_SHARE = 0.8
 _WORSE, _ENOUGH_WORSE = 1.1, 2
 
 
@@ -50,16 +51,27 @@ def fits(round_fn: RoundFunction) -> bool:
     """Whether the compiled program's arguments, results and temporaries fit in the memory that is free now."""
     state = round_fn.init()
     compiled = run_rounds.lower(*round_fn.arguments(state, round_fn.plan(state, 1))).compile()
+    return program_fits(compiled, 1 if round_fn.mesh is None else round_fn.mesh.local_mesh.size)
+
+
+def program_fits(compiled, num_devices: int) -> bool:
+    """Whether a compiled program's results and temporaries fit in the memory of each device that is free now."""
     memory = compiled.memory_analysis()
-    share = free_bytes() if round_fn.mesh is None else free_bytes(round_fn.mesh.local_mesh.size)
-    own = memory is None or memory.output_size_in_bytes + memory.temp_size_in_bytes < _MEMORY_SHARE * share
-    return not processes.largest(not own)[0]
+    needed = 0 if memory is None else memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return not processes.largest(needed > MEMORY_SHARE * free_bytes(num_devices))[0]
 
 
 def probe(round_fn: RoundFunction) -> float:
     """Returns the seconds that a round is expected to take, from a few ticks of its compiled program."""
     state = round_fn.init()
     plan = round_fn.plan(state, 1)
+    return expected_seconds(plan, lambda cut: jax.block_until_ready(run_rounds(*round_fn.arguments(state, cut))))
+
+
+def expected_seconds(
+    plan: Plan, run: Callable[[Plan], object], probe_seconds: float = _PROBE_SECONDS, repeats: int = _REPEATS
+) -> float:
+    """Returns the seconds that ``run(plan)`` is expected to take, from runs of the plan's first ticks."""
     most = max(1, *(int(planned[0].num_ticks.max()) for planned in plan.schedules))
 
     def slots(schedules) -> int:
@@ -69,16 +81,16 @@ def probe(round_fn: RoundFunction) -> float:
         return tuple([cut_short(one, ticks, most) for one in planned] for planned in plan.schedules)
 
     def seconds(ticks: int) -> float:
-        arguments = round_fn.arguments(state, plan._replace(schedules=cut(ticks)))
+        shorter = plan._replace(schedules=cut(ticks))
         start = time.perf_counter()
-        jax.block_until_ready(run_rounds(*arguments))
+        run(shorter)
         return processes.largest(time.perf_counter() - start)[0]  # or several processes would choose each for itself
 
     seconds(1)  # compiles
     ticks = 1
-    while ticks < most and seconds(ticks) < _PROBE_SECONDS:
+    while ticks < most and seconds(ticks) < probe_seconds:
         ticks *= 2
     ticks = min(ticks, most)
     # The least of some: what else the machine does only adds.
-    few, many = (min(seconds(count) for _ in range(_REPEATS)) for count in (0, ticks))
+    few, many = (min(seconds(count) for _ in range(repeats)) for count in (0, ticks))
     return few + max(many - few, 1e-9) * slots(plan.schedules) / max(1, slots(cut(ticks)))

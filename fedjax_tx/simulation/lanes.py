@@ -8,6 +8,9 @@ loops over the schedule's events: not under ``vmap`` (which would select among a
 As lanes run dry at the end of a pass, the loop over ticks may hand over to one over the first half of the lanes, and so on; each
 such loop is one more body to compile (``data/packing.py`` says when it pays).
 
+In a sweep a client's every number is one for each setting, on a last axis (``stacked.py``): weights and flags, which are scalars
+elsewhere, then have just that axis, and broadcasting lines them up with the rest.
+
 On a mesh each device runs this loop over its own lanes, for its own number of ticks; what they collected comes together once,
 after the loop (``mesh.py``).
 
@@ -87,16 +90,16 @@ def run_pass(
         runs uncompiled.
     """
     infos = _client_infos(schedule, columns, batch_size, begin.pass_key)
-    local, summand, metrics = result_shapes(a_pass, begin, infos)
+    local, summand, metrics, weight = result_shapes(a_pass, begin, infos)
     capacity, num_lanes = schedule.ids.shape[0], schedule.slot.shape[1]
     stacked = isinstance(a_pass.aggregator.reduce, Stacked)
     collected = _Collected(
         tree.zeros(summand, (capacity,)) if stacked else tree.zeros(_in_sum_dtype(summand)),
-        jnp.zeros(capacity),
+        jnp.zeros((capacity, *weight.shape)),
         begin.client_states,
         begin.encoder_states,
         tree.zeros(metrics, (capacity,)),
-        jnp.zeros(capacity, bool),
+        jnp.zeros((capacity, *weight.shape), bool),
     )
 
     def tick(schedule, number, carry):
@@ -115,7 +118,7 @@ def run_pass(
     if axis is not None:
         collected = _join_devices(collected, schedule, stacked, axis)
     valid = collected.weights > 0
-    totals = Totals(collected.weights.sum(), valid.sum(), jnp.int32(schedule.num_clients), jnp.int32(population))
+    totals = Totals(collected.weights.sum(0), valid.sum(0), jnp.int32(schedule.num_clients), jnp.int32(population))
     reduced = Rows(collected.summands, collected.weights, valid) if stacked else collected.summands
     states = collected.client_states, collected.encoder_states
     return PassEnd(reduced, totals, *states, collected.metrics, collected.not_finite)
@@ -136,14 +139,14 @@ def _join_devices(collected: _Collected, schedule: Schedule, stacked: bool, axis
     return rows if stacked else rows._replace(summands=sums)
 
 
-def result_shapes(a_pass: Pass, begin: PassStart, infos: ClientInfo) -> tuple[PyTree, PyTree, PyTree]:
-    """Returns the shapes of one client's ``local``, summand and metrics."""
+def result_shapes(a_pass: Pass, begin: PassStart, infos: ClientInfo) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+    """Returns the shapes of one client's ``local``, summand, metrics and weight."""
 
     def one_client(begin, infos):
         info = tree.take(infos, 0)
         local = a_pass.trainer.start(begin.broadcast, info, tree.take(begin.client_states, 0))
         handed = _hand_over(a_pass, begin, info, local, tree.take(begin.encoder_states, 0))
-        return local, handed.summand, handed.metrics
+        return local, handed.summand, handed.metrics, handed.weight
 
     return jax.eval_shape(one_client, begin, infos)
 
@@ -255,7 +258,7 @@ class _Handed(NamedTuple):
 def _hand_over(a_pass, begin, info, local, encoder_state) -> _Handed:
     """finish → encode → receive for one client; its weight is 0 where its update is not finite."""
     result = a_pass.trainer.finish(begin.broadcast, info, local)
-    finite = tree.all_finite((result.update, result.weight))
+    finite = tree.all_finite((result.update, result.weight), kept=result.weight.ndim)
     weight = jnp.where(finite, result.weight, 0)
     key = prng.fold(info.key, "encode")
     encode = a_pass.aggregator.encode

@@ -5,7 +5,7 @@ the work. Hyperparameters, seed, data and schedules are arguments, so experiment
 """
 
 from collections.abc import Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -81,7 +81,7 @@ def pass_work(a_pass: Pass, local: LocalWork) -> LocalWork:
 def init_state(make_algorithm, num_clients: int, batch_size: int, hyper, seed, init_params, columns) -> DeviceState:
     """Makes the state before round 0."""
     algorithm = resolve(make_algorithm, hyper)
-    key = prng.fold(jax.random.key(seed), "init")
+    key = prng.fold(prng.root(seed), "init")
     server = algorithm.init(prng.fold(key, "server"), init_params)
     first = algorithm.passes[0]
     client_keys = jax.vmap(lambda client: prng.fold(key, "client", client))(jnp.arange(num_clients))
@@ -102,7 +102,7 @@ def run_rounds_uncompiled(
     make_algorithm,
     batch_sizes: tuple[int, ...],
     hyper: Hyper,
-    seed: UInt[Array, ""],
+    seed: UInt[Array, "..."],
     first_round: Int[Array, ""],
     num_rounds: Int[Array, ""],
     state: DeviceState,
@@ -124,7 +124,7 @@ def run_rounds_uncompiled(
 
     def rounds(schedules, columns, hyper, seed, first_round, num_rounds, state, population):
         algorithm = resolve(make_algorithm, hyper)
-        key = prng.fold(jax.random.key(seed), "round")
+        key = prng.fold(prng.root(seed), "round")
 
         def one_round(state, number):
             round_key = prng.fold(key, first_round + number)
@@ -158,7 +158,7 @@ def run_evaluation(
 
     def score(schedule, columns, hyper, seed, state, rows):
         algorithm = resolve(make_algorithm, hyper)
-        key = prng.fold(jax.random.key(seed), "evaluation")
+        key = prng.fold(prng.root(seed), "evaluation")
         a_pass, first = algorithm.evaluation, algorithm.passes[0]
         broadcast = a_pass.broadcast(state.server)
         clients = tree.take(state.clients, jnp.maximum(rows, 0))
@@ -173,7 +173,7 @@ def run_evaluation(
 
 def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population, axis, watch):
     said: tuple[dict, dict, dict] = ({}, {}, {})
-    empty, not_finite = jnp.bool_(False), jnp.zeros(schedules[0].ids.shape[0], bool)
+    empty, left_out = jnp.bool_(False), []
     for number, (a_pass, schedule) in enumerate(zip(algorithm.passes, schedules, strict=True)):
         pass_key = prng.fold(round_key, "pass", number)
         watch_pass = None if watch is None else partial(watch, number)
@@ -183,10 +183,10 @@ def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, pop
         if watch_pass is not None:
             watch_pass("the server's state", state.server)
         empty |= nobody
-        not_finite |= end.not_finite
+        left_out.append(end.not_finite)
         for have, new in zip(said, (end.metrics, server_said, decode_said), strict=True):
             _merge(have, new, number)
-    return state, RoundOutput(*said, end.totals, empty, not_finite)
+    return state, RoundOutput(*said, end.totals, empty, reduce(jnp.logical_or, left_out))
 
 
 def _begin(a_pass: Pass, number, pass_key, state: DeviceState, schedule) -> PassStart:

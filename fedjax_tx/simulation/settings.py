@@ -1,60 +1,71 @@
-"""Whole runs side by side: the compiled programs of a run, vmapped over settings that share their schedules.
+"""Whole runs side by side: the compiled programs of a run, for settings that share their schedules.
 
-A setting is a choice of hyperparameters, and maybe of a seed. Data, schedules and counts carry no setting axis: every loop keeps
-its one trip count, and a batch is gathered once for all settings. What clients only read (``frozen``) is kept once where the
-settings share a seed, and so is the randomness.
+A setting is a choice of hyperparameters, and maybe of a seed. On each device of a mesh some settings run side by side
+(``stacked.py``), in one loop: data, schedules and counts carry no setting axis, so every loop keeps its one trip count, and a
+batch is gathered once for all settings. Devices have nothing to say to each other. One setting a device is the plain program of
+a single run.
+
+Arrays that differ among settings are [device, ..., setting] in states, and [device, setting] in ``Settings``; in results they are
+[setting, ...] over all devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array
 
-from fedjax_tx.simulation.round import DeviceState, RoundOutput, init_state, run_evaluation, run_rounds
+from fedjax_tx.simulation.mesh import axis_name
+from fedjax_tx.simulation.round import DeviceState, RoundOutput, init_state, run_evaluation, run_rounds_uncompiled
 from fedjax_tx.simulation.rounds import hyper_arrays
-from fedjax_tx.types import Metrics, PyTree, ServerState
+from fedjax_tx.simulation.stacked import Settings, settings_axes, stack_algorithm
+from fedjax_tx.types import Hyper, MakeAlgorithm, Metrics, PyTree, ServerState, Totals
 
 
-class Settings(NamedTuple):
-    """What differs among runs side by side, and what they share of the same kind.
+def stack_settings(
+    hyper: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], seed: int | Sequence[int], num_devices: int
+) -> Settings:
+    """Stacks the hyperparameters that ``cells`` change in ``hyper``, an equal share of the cells to each device.
 
-    varied: ``{name: value[setting]}``. shared: ``{name: value}``. seed: one for all, or [setting].
+    ``seed`` is one number, or one for each cell.
     """
-
-    varied: Mapping[str, Any]
-    shared: Mapping[str, Any]
-    seed: Any
-
-
-def stack_settings(hyper: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], seed: int | Sequence[int]) -> Settings:
-    """Stacks the hyperparameters that ``cells`` change in ``hyper``; ``seed`` is one number, or one for each cell."""
-    names = [] if not cells else [name for name in cells[0] if name in hyper]
-    varied = hyper_arrays({name: [cell[name] for cell in cells] for name in names})
+    names = [name for name in cells[0] if name in hyper]
+    varied = hyper_arrays({name: np.reshape([cell[name] for cell in cells], (num_devices, -1)) for name in names})
     shared = hyper_arrays({name: value for name, value in hyper.items() if name not in names})
-    return Settings(varied, shared, np.asarray(seed, np.uint32))
+    seeds = np.asarray(seed, np.uint32)
+    return Settings(varied, shared, seeds.reshape(num_devices, -1) if seeds.ndim else seeds)
 
 
-@partial(jax.jit, static_argnames=("make_algorithm", "num_clients", "batch_size", "num_settings"))
+@partial(jax.jit, static_argnames=("make_algorithm", "num_clients", "batch_size", "num_settings", "mesh"))
 def init_settings(
-    make_algorithm, num_clients: int, batch_size: int, num_settings: int, settings: Settings, init_params: PyTree, columns
+    make_algorithm, num_clients: int, batch_size: int, num_settings: int, mesh: Mesh, settings: Settings, init_params, columns
 ) -> DeviceState:
-    """Makes the states before round 0, stacked along a leading axis."""
+    """Makes the states before round 0 of ``num_settings`` settings a device."""
 
-    def one(varied, seed):
-        hyper = {**settings.shared, **varied}
-        return init_state(make_algorithm, num_clients, batch_size, hyper, seed, init_params, columns)
+    def on_one(settings, _, init_params, columns):
+        own = _own(settings)
 
-    seed_axis, state_axes = _axes(settings)
-    mapped = jax.vmap(one, in_axes=(0, seed_axis), out_axes=state_axes, axis_size=num_settings)
-    return mapped(settings.varied, settings.seed)
+        def one(varied, seed):
+            return init_state(make_algorithm, num_clients, batch_size, {**own.shared, **varied}, seed, init_params, columns)
+
+        server, key = settings_axes(own.seed)
+        in_axes = (0, None if key is None else 0)
+        state = jax.vmap(one, in_axes, DeviceState(server, -1, -1, -1), axis_size=num_settings)(own.varied, own.seed)  # type: ignore[arg-type]
+        return _map_varied(lambda leaf: leaf[None], state, own)
+
+    return _on_each(on_one, mesh, settings, (), _state_specs(settings, mesh), init_params, columns)
 
 
-@partial(jax.jit, static_argnames=("make_algorithm", "batch_sizes"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("make_algorithm", "batch_sizes", "num_settings", "mesh"), donate_argnames="state")
 def run_settings(
     make_algorithm,
     batch_sizes: tuple[int, ...],
+    num_settings: int,
+    mesh: Mesh,
     settings: Settings,
     first_round,
     num_rounds,
@@ -63,37 +74,96 @@ def run_settings(
     schedules,
     population,
 ) -> tuple[DeviceState, RoundOutput]:
-    """Runs some rounds of every setting; the arguments are those of ``run_rounds``, and so is the result, stacked."""
+    """Runs some rounds of every setting; arguments and result are those of ``run_rounds``, the result with settings first."""
 
-    def one(varied, seed, state):
-        hyper = {**settings.shared, **varied}
-        return run_rounds(
-            make_algorithm, batch_sizes, hyper, seed, first_round, num_rounds, state, columns, schedules, population
-        )
+    def on_one(settings, state, first_round, num_rounds, *rest):
+        maker, hyper, seed = _one_algorithm(make_algorithm, num_settings, _own(settings))
+        state = _map_varied(lambda leaf: _from_device(leaf, num_settings), state, settings)
+        state, output = run_rounds_uncompiled(maker, batch_sizes, hyper, seed, first_round, num_rounds, state, *rest)
+        state = _map_varied(lambda leaf: _to_device(leaf, num_settings), state, settings)
+        if num_settings > 1:  # what the schedule says is the same in all settings
+            like = output.totals.weight
+            totals = [leaf if leaf.ndim == like.ndim else jnp.broadcast_to(leaf[:, None], like.shape) for leaf in output.totals]
+            output = output._replace(totals=Totals(*totals))
+        return state, _settings_first(output, num_settings)
 
-    return _over_settings(one, settings, with_state=True)(settings.varied, settings.seed, state)
+    out = _state_specs(settings, mesh), PartitionSpec(axis_name(mesh))
+    return _on_each(on_one, mesh, settings, state, out, first_round, num_rounds, columns, schedules, population)
 
 
-@partial(jax.jit, static_argnames=("make_algorithm", "batch_size", "population"))
+@partial(jax.jit, static_argnames=("make_algorithm", "batch_size", "population", "num_settings", "mesh"))
 def evaluate_settings(
-    make_algorithm, batch_size: int, population: int, settings: Settings, state: DeviceState, rows, columns, schedule
+    make_algorithm,
+    batch_size: int,
+    population: int,
+    num_settings: int,
+    mesh: Mesh,
+    settings: Settings,
+    state: DeviceState,
+    rows,
+    columns,
+    schedule,
 ) -> Metrics:
     """Scores a data set's clients in every setting: ``{name: (value[setting, slot], weight[setting, slot])}``."""
 
-    def one(varied, seed, state):
-        hyper = {**settings.shared, **varied}
-        return run_evaluation(make_algorithm, batch_size, population, hyper, seed, state, rows, columns, schedule)
+    def on_one(settings, state, *rest):
+        maker, hyper, seed = _one_algorithm(make_algorithm, num_settings, _own(settings))
+        state = _map_varied(lambda leaf: _from_device(leaf, num_settings), state, settings)
+        metrics = run_evaluation(maker, batch_size, population, hyper, seed, state, *rest)
+        return _settings_first(metrics, num_settings)
 
-    return _over_settings(one, settings, with_state=False)(settings.varied, settings.seed, state)
-
-
-def _over_settings(one: Callable, settings: Settings, with_state: bool) -> Callable:
-    seed_axis, state_axes = _axes(settings)
-    return jax.vmap(one, in_axes=(0, seed_axis, state_axes), out_axes=(state_axes, 0) if with_state else 0)
+    return _on_each(on_one, mesh, settings, state, PartitionSpec(axis_name(mesh)), rows, columns, schedule)
 
 
-def _axes(settings: Settings) -> tuple[int | None, Any]:
-    """Where seed and state have their setting axis."""
-    seed_axis = 0 if np.ndim(settings.seed) else None
-    axes: list[Any] = [ServerState(0, seed_axis, 0, 0), 0, 0, 0]
-    return seed_axis, DeviceState(*axes)
+def _one_algorithm(make_algorithm: MakeAlgorithm, num_settings: int, own: Settings) -> tuple[MakeAlgorithm, Hyper, Any]:
+    """The maker, hyperparameters and seed of the one program that runs a device's settings."""
+    if num_settings == 1:
+        hyper = {**own.shared, **{name: value[0] for name, value in own.varied.items()}}
+        return make_algorithm, hyper, own.seed[0] if np.ndim(own.seed) else own.seed
+    return lambda hyper: stack_algorithm(make_algorithm, num_settings, Settings(**hyper)), own._asdict(), own.seed
+
+
+def _from_device(leaf: Array, num_settings: int) -> Array:
+    """A leaf of a state on its device: [device = 1, ..., setting] without the device axis, and without that of one setting."""
+    return leaf[0, ..., 0] if num_settings == 1 else leaf[0]
+
+
+def _to_device(leaf: Array, num_settings: int) -> Array:
+    return leaf[None, ..., None] if num_settings == 1 else leaf[None]
+
+
+def _settings_first(results: PyTree, num_settings: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[None] if num_settings == 1 else jnp.moveaxis(leaf, -1, 0), results)
+
+
+def _map_varied(function: Callable[[Array], Array], state: DeviceState, settings: Settings) -> DeviceState:
+    """A state with ``function`` of every leaf that differs among the settings: of what is frozen only where seeds do."""
+    frozen = state.server.frozen
+    mapped = jax.tree.map(function, state._replace(server=state.server._replace(frozen=())))
+    frozen = jax.tree.map(function, frozen) if np.ndim(settings.seed) else frozen
+    return mapped._replace(server=mapped.server._replace(frozen=frozen))
+
+
+def _own(settings: Settings) -> Settings:
+    """A device's own settings, without the device axis."""
+    varied = {name: value[0] for name, value in settings.varied.items()}
+    return Settings(varied, settings.shared, settings.seed[0] if np.ndim(settings.seed) else settings.seed)
+
+
+def _state_specs(settings: Settings, mesh: Mesh) -> DeviceState:
+    """How states lie on the devices: each has its own settings; what is frozen is shared where the seed is."""
+    split, whole = PartitionSpec(axis_name(mesh)), PartitionSpec()
+    return DeviceState(ServerState(split, split if np.ndim(settings.seed) else whole, split, split), split, split, split)  # type: ignore[arg-type]
+
+
+def _on_each(function: Callable, mesh: Mesh, settings: Settings, state: PyTree, out_specs: PyTree, *whole: PyTree) -> PyTree:
+    """``function(settings, state, *whole)`` on each device, with its own settings and states."""
+    split, all_of_it = PartitionSpec(axis_name(mesh)), PartitionSpec()
+    own = Settings(split, all_of_it, split if np.ndim(settings.seed) else all_of_it)  # type: ignore[arg-type]
+    own_state = _state_specs(settings, mesh) if isinstance(state, DeviceState) else all_of_it
+
+    def on_one(settings, state, whole):
+        return function(settings, state, *whole)
+
+    mapped = jax.shard_map(on_one, mesh=mesh, in_specs=(own, own_state, all_of_it), out_specs=out_specs, check_vma=False)
+    return mapped(settings, state, whole)

@@ -1,4 +1,4 @@
-"""``ftx.sweep``: a grid over hyperparameters and seeds as one more ``vmap`` axis over whole runs.
+"""``ftx.sweep``: a grid over hyperparameters and seeds as one more axis over whole runs, spread over the devices.
 
 A *setting* is one cell of the grid; it is what ``ftx.run`` gives with its hyperparameters and its seed. Settings of one seed have
 the same cohorts and data orders, so they run side by side in *pieces* that fit into memory. A seed also names cohorts and
@@ -7,8 +7,6 @@ shuffles: different seeds run one group after another, on the same compiled prog
 
 import dataclasses
 import itertools
-import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,22 +15,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_tx import check, tree
+from fedjax_tx import check
 from fedjax_tx.data import FederatedDataset
-from fedjax_tx.data.schedule import cut_short, slots_by_device
-from fedjax_tx.simulation import Experiment, RoundFunction, RoundInfo, RoundState, make_round
-from fedjax_tx.simulation.auto import free_bytes
+from fedjax_tx.simulation import Experiment
 from fedjax_tx.simulation.evaluate import EvaluationPlan, plan_evaluation
+from fedjax_tx.simulation.mesh import place, resolve_mesh
 from fedjax_tx.simulation.round import resolve
-from fedjax_tx.simulation.rounds import build_round, read_infos
-from fedjax_tx.simulation.settings import Settings, evaluate_settings, init_settings, run_settings, stack_settings
+from fedjax_tx.simulation.rounds import build_round
 from fedjax_tx.training import records
-from fedjax_tx.training.progress import Reporter, make_reporter
-from fedjax_tx.training.run import SECONDS_A_CALL, check_run, round_record, summarise_sets, until_due
+from fedjax_tx.training.pieces import Piece, Setup, run_pieces, split_group
+from fedjax_tx.training.run import check_run
+from fedjax_tx.training.sweep_directory import describe_sweep, read_done, saved_choices
+from fedjax_tx.training.width import choose_width
 from fedjax_tx.types import Execution, PyTree
-
-_MEMORY_SHARE = 0.8
-_PROBE_SECONDS = 0.1
 
 
 class SweepResult(NamedTuple):
@@ -77,26 +72,6 @@ class SweepResult(NamedTuple):
         return dict(zip(names, ranked[0], strict=True))
 
 
-class _Piece(NamedTuple):
-    """Settings that run side by side: their numbers, and the seed that names their cohorts and data orders."""
-
-    numbers: list[int]
-    seed: int
-
-
-class _Setup(NamedTuple):
-    """A sweep ready to go."""
-
-    experiment: Experiment
-    cells: list[dict[str, Any]]
-    rounds: int
-    evaluate_every: int
-    init_params: PyTree
-    round_fn: RoundFunction
-    evaluations: Mapping[str, EvaluationPlan]
-    vary_cohort: bool
-
-
 def sweep(
     experiment: Experiment,
     rounds: int,
@@ -116,10 +91,11 @@ def sweep(
     Args:
       experiment: what is computed; ``hyper`` holds what the grid leaves alone. rounds: how many rounds of each setting.
       grid: ``{name: values}``; names are those of ``experiment.hyper``, and ``"seed"``.
-      evaluate, init_params, evaluate_every, progress: as for ``ftx.run``. execution: how each run goes, as there.
+      evaluate, init_params, evaluate_every, progress: as for ``ftx.run``. execution: how each run goes, as there; but each device
+        of the mesh runs settings of its own, with all their lanes. ``num_lanes="auto"`` is measured at the sweep's width.
       run_dir: where to leave the histories of settings, piece by piece; a sweep found there goes on after its last piece.
-      settings_at_once: settings side by side; by default as many as the memory analysis of the program allows, or one after
-        another where a short timed probe finds that faster (a large model on a CPU falls out of its caches).
+      settings_at_once: settings side by side on each device; by default as many as the memory analysis of the program allows, or
+        one after another where a short timed probe finds that faster (a large model on a CPU falls out of its caches).
       vary_cohort: whether a seed of the grid names cohorts and data orders too, as in a single run. If not, all settings have
         those of the experiment's own seed, and all seeds run side by side; parameters, noise and dropout differ still.
 
@@ -145,32 +121,45 @@ def sweep(
         check.integer("settings_at_once", settings_at_once, low=1)
     cells = _read_grid(experiment, grid)
     _refuse(experiment, execution)
-    execution = dataclasses.replace(execution, mesh=None)
     for cell in cells:
         resolve(experiment.make_algorithm, _hyper_of(experiment, cell))
+    groups = _groups(experiment, cells, vary_cohort)
+    mesh = _settings_mesh(execution, max(len(group.numbers) for group in groups))
     first = _single(experiment, cells[0], vary_cohort)
-    columns = {name: jax.device_put(column) for name, column in experiment.train.columns.items()}
-    first_state = build_round(first, columns, 1, Execution()).init(init_params=init_params)
-    evaluations = {name: plan_evaluation(first, data, execution) for name, data in evaluate.items()}
+    columns = place(dict(experiment.train.columns), mesh)
+    began = build_round(first, columns, 1, Execution()).init(init_params=init_params)
     directory = None if run_dir is None else Path(run_dir)
     description: dict[str, Any] = {}
     if directory is not None:
-        description = _describe(first, first_state, evaluate, evaluate_every, grid, rounds, vary_cohort)
-        execution, settings_at_once = _choices(directory, description, execution, settings_at_once)
-    round_fn = make_round(first, execution)
-    setup = _Setup(experiment, cells, rounds, evaluate_every, init_params, round_fn, evaluations, vary_cohort)
-    groups = _groups(experiment, cells, vary_cohort)
-    if settings_at_once == "auto":
-        settings_at_once = _choose_at_once(setup, groups[0])
+        description = describe_sweep(first, began, evaluate, evaluate_every, grid, rounds, vary_cohort)
+        execution, settings_at_once = saved_choices(directory, description, execution, settings_at_once)
+    evaluations = {name: _plan_evaluation(first, data, mesh) for name, data in evaluate.items()}
+    round_fn = build_round(first, columns, 1, execution)
+    setup = Setup(experiment, cells, rounds, evaluate_every, init_params, round_fn, evaluations, vary_cohort, mesh)
+    setup, settings_at_once = choose_width(setup, groups[0], execution, settings_at_once)
     done: dict[int, list[dict[str, Any]]] = {}
     if directory is not None:
-        choices = {"num_lanes": round_fn.num_lanes, "rounds_per_call": round_fn.rounds_per_call}
+        choices = {"num_lanes": setup.round_fn.num_lanes, "rounds_per_call": setup.round_fn.rounds_per_call}
         saved = {"sweep": description, "settings": cells, "execution": {**choices, "settings_at_once": settings_at_once}}
         records.write_json(directory / "sweep.json", saved)
-        done = _read_done(directory, rounds)
-    pieces = [piece for group in groups for piece in _split(group, settings_at_once)]
-    _run_pieces(setup, pieces, done, directory, progress)
+        done = read_done(directory, rounds)
+    pieces = [piece for group in groups for piece in split_group(group, settings_at_once, mesh.size)]
+    run_pieces(setup, pieces, done, directory, progress)
     return SweepResult(cells, [done[number] for number in range(len(cells))])
+
+
+def _settings_mesh(execution: Execution, num_settings: int) -> Mesh:
+    """The devices that share the settings: no more than there are settings side by side."""
+    mesh = resolve_mesh(execution)
+    devices = jax.local_devices()[:1] if mesh is None else mesh.devices.flatten().tolist()
+    return Mesh(np.array(devices[:num_settings]), ("device",))
+
+
+def _plan_evaluation(experiment: Experiment, data: FederatedDataset, mesh: Mesh) -> EvaluationPlan:
+    """An evaluation that each device makes of its own settings."""
+    plan = plan_evaluation(experiment, data, Execution(mesh=None))
+    rows, columns, schedule = place((plan.rows, plan.columns, plan.schedule), mesh)
+    return plan._replace(rows=rows, columns=columns, schedule=schedule)
 
 
 # ---- the grid
@@ -212,8 +201,6 @@ def _refuse(experiment: Experiment, execution: Execution) -> None:
     if execution.placement == "host":
         expected = 'with placement="device": settings side by side share the data on the device'
         check.fail_value("execution", expected, execution)
-    if isinstance(execution.mesh, Mesh):
-        check.fail_value("execution", "without a mesh: the settings of a sweep share one device", execution)
     if jax.process_count() > 1:
         check.fail_value("a sweep", "to run in one process, on its own devices", f"one of {jax.process_count()} processes")
 
@@ -228,203 +215,9 @@ def _single(experiment: Experiment, cell: Mapping[str, Any], vary_cohort: bool) 
     return dataclasses.replace(experiment, hyper=_hyper_of(experiment, cell), seed=seed)
 
 
-def _groups(experiment: Experiment, cells: Sequence[Mapping[str, Any]], vary_cohort: bool) -> list[_Piece]:
+def _groups(experiment: Experiment, cells: Sequence[Mapping[str, Any]], vary_cohort: bool) -> list[Piece]:
     """Settings that share cohorts and data orders."""
     by_seed: dict[int, list[int]] = {}
     for number, cell in enumerate(cells):
         by_seed.setdefault(_single(experiment, cell, vary_cohort).seed, []).append(number)
-    return [_Piece(numbers, seed) for seed, numbers in by_seed.items()]
-
-
-def _split(group: _Piece, at_once: int) -> list[_Piece]:
-    """Pieces of one width, which one program serves: the last is filled up with its last setting again."""
-    width = _even_width(len(group.numbers), at_once)
-    starts = range(0, len(group.numbers), width)
-    pieces = [group.numbers[start : start + width] for start in starts]
-    return [_Piece(numbers + numbers[-1:] * (width - len(numbers)), group.seed) for numbers in pieces]
-
-
-def _even_width(num_settings: int, at_once: int) -> int:
-    """The least width that takes as many pieces as ``at_once`` would: little is then filled up."""
-    num_pieces = -(-num_settings // at_once)
-    return -(-num_settings // num_pieces)
-
-
-# ---- running
-
-
-def _run_pieces(setup: _Setup, pieces: list[_Piece], done: dict, directory: Path | None, progress: bool) -> None:
-    """Runs the pieces that are not done yet, and adds their histories to ``done``."""
-    left = [piece for piece in pieces if not done.keys() >= set(piece.numbers)]
-    before = (len(pieces) - len(left)) * setup.rounds
-    reporter = make_reporter(len(pieces) * setup.rounds, before, progress)
-    try:
-        if before:
-            reporter.say(f"going on after {len(done)} of {len(setup.cells)} settings")
-        for number, piece in enumerate(left):
-            shown = ", ".join(str(setup.cells[one]) for one in dict.fromkeys(piece.numbers))
-            reporter.say(f"settings side by side, medians below: {shown}")
-            histories = _run_piece(setup, piece, reporter, before + number * setup.rounds)
-            new = {one: lines for one, lines in zip(piece.numbers, histories, strict=True) if one not in done}
-            done.update(new)
-            if directory is not None:
-                records.append_lines(
-                    directory / "settings.jsonl", [{"setting": one, **line} for one, lines in new.items() for line in lines]
-                )
-                records.flush(directory / "settings.jsonl")
-    finally:
-        reporter.close()
-
-
-def _run_piece(setup: _Setup, piece: _Piece, reporter: Reporter, rounds_before: int) -> list[list[dict[str, Any]]]:
-    """The histories of the settings of a piece."""
-    round_fn, settings = setup.round_fn, _settings(setup, piece)
-    state = RoundState(_init(setup, settings, len(piece.numbers)), _cohort_state(setup), piece.seed, 0)
-    histories: list[list[dict[str, Any]]] = [[] for _ in piece.numbers]
-    pace = 1
-    while state.round < setup.rounds:
-        count = min(pace, round_fn.rounds_per_call, until_due(state.round, setup.rounds, setup.evaluate_every))
-        began = time.perf_counter()
-        state, infos = _run_rounds(setup, settings, state, count)
-        seconds = time.perf_counter() - began
-        pace = max(1, int(SECONDS_A_CALL / (seconds / count)))
-        for history, of_setting in zip(histories, infos, strict=True):
-            history += [round_record(info) for info in of_setting]
-        if state.round % setup.evaluate_every == 0 or state.round == setup.rounds:
-            for number, evaluated in enumerate(_evaluate(setup, settings, state, len(piece.numbers))):
-                histories[number][-1].update(evaluated)
-        examples = sum(info.num_examples for of_setting in infos for info in of_setting)
-        last = [history[-1] for history in histories]
-        medians = {name: float(np.median([line[name] for line in last])) for name in last[0] if "/" in name}
-        reporter.update({"round": rounds_before + state.round, **medians}, examples / seconds)
-    return histories
-
-
-def _run_rounds(setup: _Setup, settings: Settings, state: RoundState, count: int) -> tuple[RoundState, list[list[RoundInfo]]]:
-    """Runs some rounds of every setting; gives for each setting what there is to see of them."""
-    round_fn = setup.round_fn
-    plan = round_fn.plan(state, count)
-    maker, batch_sizes, _, _, *rest, _ = round_fn.arguments(state, plan)
-    device, output = run_settings(maker, batch_sizes, settings, *rest)
-    output = jax.device_get(output)
-    num_settings = output.empty.shape[0]
-    infos = [read_infos(state.round, plan, tree.take(output, number), list(batch_sizes)) for number in range(num_settings)]
-    return RoundState(device, plan.source_state, state.seed, state.round + count), infos
-
-
-def _evaluate(setup: _Setup, settings: Settings, state: RoundState, num_settings: int) -> list[dict[str, float]]:
-    """What the history of each setting says of an evaluation."""
-    maker, population = setup.experiment.make_algorithm, setup.experiment.train.num_clients
-    scores = {}
-    for name, plan in setup.evaluations.items():
-        given = (plan.rows, plan.columns, plan.schedule)
-        scores[name] = evaluate_settings(maker, plan.batch_size, population, settings, state.device, *given)
-    scores = jax.device_get(scores)
-    return [summarise_sets(tree.take(scores, number)) for number in range(num_settings)]
-
-
-def _settings(setup: _Setup, piece: _Piece) -> Settings:
-    cells = [setup.cells[number] for number in piece.numbers]
-    own_seeds = "seed" in cells[0] and not setup.vary_cohort
-    return stack_settings(setup.experiment.hyper, cells, [cell["seed"] for cell in cells] if own_seeds else piece.seed)
-
-
-def _init(setup: _Setup, settings: Settings, num_settings: int):
-    maker, population = setup.experiment.make_algorithm, setup.experiment.train.num_clients
-    batch_size = setup.round_fn.works[0].batch_size
-    return init_settings(maker, population, batch_size, num_settings, settings, setup.init_params, setup.round_fn.columns)
-
-
-def _cohort_state(setup: _Setup) -> PyTree:
-    return setup.experiment.cohorts.init(setup.experiment.train.num_clients)
-
-
-def _choose_at_once(setup: _Setup, group: _Piece) -> int:
-    """As many settings side by side as fit, or one after another if that is faster."""
-    most = _settings_that_fit(setup, group)
-    if most == 1:
-        return 1
-    together, alone = (_seconds_a_setting(setup, _Piece(group.numbers[:width], group.seed)) for width in (most, 1))
-    return most if together <= alone else 1
-
-
-def _seconds_a_setting(setup: _Setup, piece: _Piece) -> float:
-    """Seconds of a slot of each setting, from some ticks of the first round."""
-    settings, num_settings = _settings(setup, piece), len(piece.numbers)
-    state = RoundState(_init(setup, settings, num_settings), _cohort_state(setup), piece.seed, 0)
-    plan = setup.round_fn.plan(state, 1)
-    most = max(1, *(int(planned[0].num_ticks) for planned in plan.schedules))
-
-    def cut(ticks: int) -> tuple:
-        return tuple([cut_short(one, ticks, most) for one in planned] for planned in plan.schedules)
-
-    def seconds(ticks: int) -> float:
-        device = jax.block_until_ready(_init(setup, settings, num_settings))  # the program takes it over
-        arguments = setup.round_fn.arguments(state._replace(device=device), plan._replace(schedules=cut(ticks)))
-        maker, batch_sizes, _, _, *rest, _ = arguments
-        began = time.perf_counter()
-        jax.block_until_ready(run_settings(maker, batch_sizes, settings, *rest))
-        return time.perf_counter() - began
-
-    seconds(1)  # compiles
-    ticks = 1
-    while (taken := seconds(ticks)) < _PROBE_SECONDS and ticks < most:
-        ticks = min(2 * ticks, most)
-    return taken / max(1, sum(int(slots_by_device(planned[0])) for planned in cut(ticks))) / num_settings
-
-
-def _settings_that_fit(setup: _Setup, group: _Piece) -> int:
-    """The most settings side by side whose program, states and results take no more memory than is free now."""
-    at_once = len(group.numbers)
-    while at_once > 1:
-        at_once = _even_width(len(group.numbers), at_once)
-        needed, free = _program_bytes(setup, _Piece(group.numbers[:at_once], group.seed)), _MEMORY_SHARE * free_bytes()
-        if needed <= free:
-            break
-        at_once = max(1, min(at_once - 1, int(at_once * free / needed)))
-    return at_once
-
-
-def _program_bytes(setup: _Setup, piece: _Piece) -> int:
-    """Bytes of the states (which the program takes over), its results and its temporaries."""
-    settings = _settings(setup, piece)
-    device = jax.eval_shape(lambda: _init(setup, settings, len(piece.numbers)))
-    state = RoundState(device, _cohort_state(setup), piece.seed, 0)
-    maker, batch_sizes, _, _, *rest, _ = setup.round_fn.arguments(state, setup.round_fn.plan(state, 1))
-    memory = run_settings.lower(maker, batch_sizes, settings, *rest).compile().memory_analysis()
-    return 0 if memory is None else memory.output_size_in_bytes + memory.temp_size_in_bytes
-
-
-# ---- the directory
-
-
-def _describe(first, first_state, evaluate, evaluate_every, grid, rounds, vary_cohort) -> dict[str, Any]:
-    """What decides the records of a sweep; what the grid varies is told by the grid alone."""
-    described = records.describe(first, first_state, evaluate, evaluate_every, {})
-    swept = {f"hyper.{name}" for name in grid} | ({"seed"} if "seed" in grid and vary_cohort else set())
-    told = {name: value for name, value in described.items() if name not in swept}
-    values = {f"grid.{name}": np.asarray(given).tolist() for name, given in grid.items()}
-    return json.loads(json.dumps({**told, **values, "rounds": rounds, "vary_cohort": vary_cohort}))
-
-
-def _choices(directory: Path, description, execution: Execution, settings_at_once) -> tuple[Execution, Any]:
-    """What was chosen for this machine before, in place of ``"auto"``; makes the directory if there is none."""
-    directory.mkdir(parents=True, exist_ok=True)
-    saved = records.read_json(directory / "sweep.json")
-    if saved is None:
-        return execution, settings_at_once
-    records.refuse_other(directory, saved["sweep"], description)
-    chosen = saved["execution"]
-    auto = {name: chosen[name] for name in ("num_lanes", "rounds_per_call") if getattr(execution, name) == "auto"}
-    return dataclasses.replace(execution, **auto), chosen["settings_at_once"] if settings_at_once == "auto" else settings_at_once
-
-
-def _read_done(directory: Path, rounds: int) -> dict[int, list[dict[str, Any]]]:
-    """The histories of the settings that are finished; lines of one that a kill cut short are deleted."""
-    histories: dict[int, list[dict[str, Any]]] = {}
-    for line in records.read_lines(directory / "settings.jsonl"):
-        histories.setdefault(line.pop("setting"), []).append(line)
-    done = {number: lines for number, lines in histories.items() if len(lines) == rounds}
-    kept = [{"setting": number, **line} for number, lines in done.items() for line in lines]
-    records.rewrite_lines(directory / "settings.jsonl", kept)
-    return done
+    return [Piece(numbers, seed) for seed, numbers in by_seed.items()]

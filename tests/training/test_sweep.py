@@ -1,7 +1,6 @@
 """Sweeps: each cell is its single run, whatever the pieces; resumption; what is refused; loops keep one trip count."""
 
 import dataclasses
-import importlib
 import json
 
 import jax
@@ -10,13 +9,18 @@ import numpy as np
 import optax
 import problems
 import pytest
+from jax.sharding import Mesh
 
 import fedjax_tx as ftx
 from fedjax_tx import aggregation as agg
+from fedjax_tx.simulation import auto
 from fedjax_tx.simulation.rounds import RoundState
 from fedjax_tx.simulation.settings import init_settings, run_settings, stack_settings
+from fedjax_tx.training import pieces as pieces_module
+from fedjax_tx.training import width
+from fedjax_tx.training.pieces import Piece, split_group
 
-sweep_module = importlib.import_module("fedjax_tx.training.sweep")  # the package hands on the function of that name
+ONE_DEVICE = Mesh(jax.devices()[:1], ("device",))
 
 COMPILED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -164,38 +168,64 @@ def test_pieces_change_nothing(swept, at_once):
     [(1, [[0], [1], [2], [3], [4]]), (3, [[0, 1, 2], [3, 4, 4]]), (4, [[0, 1, 2], [3, 4, 4]]), (9, [[*range(5)]])],
 )
 def test_pieces_have_one_width_and_fill_up_little(at_once, pieces):
-    assert [piece.numbers for piece in sweep_module._split(sweep_module._Piece([*range(5)], 0), at_once)] == pieces
+    assert [piece.numbers for piece in split_group(Piece([*range(5)], 0), at_once, 1)] == pieces
+
+
+def test_on_several_devices_pieces_are_as_wide_as_all_of_them_together():
+    pieces = split_group(Piece([*range(5)], 0), 2, 2)
+    assert [piece.numbers for piece in pieces] == [[0, 1, 2, 3], [4, 4, 4, 4]]
+    assert [piece.numbers for piece in split_group(Piece([*range(5)], 0), 9, 2)] == [[0, 1, 2, 3, 4, 4]]
+    assert [piece.numbers for piece in split_group(Piece([*range(5)], 0), 1, 4)] == [[0, 1, 2, 3], [4, 4, 4, 4]]
+
+
+def saved_choice(directory, name="settings_at_once"):
+    return json.loads((directory / "sweep.json").read_text())["execution"][name]
 
 
 def test_as_many_settings_run_side_by_side_as_fit(tmp_path, monkeypatch):
     experiment, _ = experiment_of("fed_avg")
+    grid = {"client_lr": [0.1, 0.2, 0.3, 0.4]}
     needed = {}
-    program_bytes = sweep_module._program_bytes
+    fits_memory, program_fits = width.fits_memory, width.program_fits
 
     def noted(setup, piece):
-        needed[len(piece.numbers)] = program_bytes(setup, piece)
-        return needed[len(piece.numbers)]
+        def bytes_noted(compiled, num_devices):
+            memory = compiled.memory_analysis()
+            needed[len(piece.numbers)] = memory.output_size_in_bytes + memory.temp_size_in_bytes
+            return program_fits(compiled, num_devices)
 
-    monkeypatch.setattr(sweep_module, "_program_bytes", noted)
-    monkeypatch.setattr(sweep_module, "_seconds_a_setting", lambda setup, piece: 1 / len(piece.numbers))
+        monkeypatch.setattr(width, "program_fits", bytes_noted)
+        return fits_memory(setup, piece)
+
+    monkeypatch.setattr(width, "fits_memory", noted)
+    monkeypatch.setattr(width, "seconds_a_setting", lambda setup, piece: 1 / len(piece.numbers))
     for free, expected in ((1e9, 4), (0, 1)):
-        monkeypatch.setattr(sweep_module, "free_bytes", lambda free=free: free)
-        sweep(experiment, {"client_lr": [0.1, 0.2, 0.3, 0.4]}, run_dir=tmp_path / f"{expected}")
-        assert json.loads((tmp_path / f"{expected}" / "sweep.json").read_text())["execution"]["settings_at_once"] == expected
-    assert needed[4] > 10 * 4  # four settings hold at least four vectors of parameters
-    monkeypatch.setattr(sweep_module, "free_bytes", lambda: needed[4] - 1)
-    sweep(experiment, {"client_lr": [0.1, 0.2, 0.3, 0.4]}, run_dir=tmp_path / "some")
-    some = json.loads((tmp_path / "some" / "sweep.json").read_text())["execution"]["settings_at_once"]
-    assert 1 <= some < 4
+        monkeypatch.setattr(auto, "free_bytes", lambda devices, free=free: free)
+        sweep(experiment, grid, run_dir=tmp_path / f"{expected}")
+        assert saved_choice(tmp_path / f"{expected}") == expected
+    assert needed.keys() == {2, 4}
+    assert needed[2] > 36 * 2  # so many bytes has a vector of parameters
+    monkeypatch.setattr(auto, "free_bytes", lambda devices: needed[2] / auto.MEMORY_SHARE)
+    sweep(experiment, grid, run_dir=tmp_path / "some")
+    assert saved_choice(tmp_path / "some") == 2
 
 
 @pytest.mark.parametrize(("together", "alone", "expected"), [(1.0, 2.0, 3), (2.0, 1.0, 1)])
 def test_settings_run_one_after_another_where_that_is_faster(tmp_path, monkeypatch, together, alone, expected):
     experiment, _ = experiment_of("fed_avg")
     times = {3: together, 1: alone}
-    monkeypatch.setattr(sweep_module, "_seconds_a_setting", lambda setup, piece: times[len(piece.numbers)])
+    monkeypatch.setattr(width, "seconds_a_setting", lambda setup, piece: times[len(piece.numbers)])
     sweep(experiment, {"client_lr": [0.1, 0.2, 0.3]}, run_dir=tmp_path)
-    assert json.loads((tmp_path / "sweep.json").read_text())["execution"]["settings_at_once"] == expected
+    assert saved_choice(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [({1: 3, 4: 2}, 4), ({1: 1, 4: 2}, 1)])
+def test_a_sweep_has_the_lanes_that_are_best_for_its_settings(tmp_path, monkeypatch, seconds, expected):
+    experiment = problems.experiment(problems.make_fed_avg, hyper={"client_lr": 0.1})
+    monkeypatch.setattr(width, "seconds_a_setting", lambda setup, piece: seconds[setup.round_fn.num_lanes])
+    execution = ftx.Execution(rounds_per_call=2)
+    sweep(experiment, {"client_lr": [0.1, 0.2, 0.3]}, execution=execution, settings_at_once=3, run_dir=tmp_path)
+    assert saved_choice(tmp_path, "num_lanes") == expected
 
 
 def test_another_sweep_of_other_values_compiles_nothing():
@@ -223,13 +253,13 @@ def program(name):
     experiment, grid = experiment_of(name)
     cells = [dict(zip(grid, values, strict=True)) for values in zip(*grid.values(), strict=False)]
     round_fn = ftx.make_round(experiment, EXECUTION)
-    settings = stack_settings(experiment.hyper, cells, 0)
-    device = init_settings(
-        experiment.make_algorithm, experiment.train.num_clients, 2, len(cells), settings, None, round_fn.columns
-    )
+    settings = stack_settings(experiment.hyper, cells, 0, 1)
+    shapes = experiment.train.num_clients, 2, len(cells)
+    device = init_settings(experiment.make_algorithm, *shapes, ONE_DEVICE, settings, None, round_fn.columns)
     state = RoundState(device, experiment.cohorts.init(experiment.train.num_clients), 0, 0)
     maker, batch_sizes, _, _, *rest, _ = round_fn.arguments(state, round_fn.plan(state, 1))
-    return device, lambda num_rounds: run_settings(maker, batch_sizes, settings, rest[0], num_rounds, *rest[2:])
+    given = maker, batch_sizes, len(cells), ONE_DEVICE, settings
+    return device, lambda num_rounds: run_settings(*given, rest[0], num_rounds, *rest[2:])
 
 
 def selects_by_setting(loop):
@@ -264,7 +294,7 @@ class Killed(Exception):
 
 def killed_after(monkeypatch, pieces):
     """The sweep dies after some pieces; returns the list of pieces begun."""
-    begun, run_piece = [], sweep_module._run_piece
+    begun, run_piece = [], pieces_module.run_piece
 
     def dying(setup, piece, *rest):
         if len(begun) == pieces:
@@ -272,7 +302,7 @@ def killed_after(monkeypatch, pieces):
         begun.append(piece.numbers)
         return run_piece(setup, piece, *rest)
 
-    monkeypatch.setattr(sweep_module, "_run_piece", dying)
+    monkeypatch.setattr(pieces_module, "run_piece", dying)
     return begun
 
 
