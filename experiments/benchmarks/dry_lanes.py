@@ -93,9 +93,12 @@ def measure(settings: Settings, programs: dict) -> tuple[dict, dict, dict]:
     seconds: dict[Any, list[float]] = {name: [] for name in programs}
     infos: dict[Any, list] = {name: [] for name in programs}
     spent: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, duration, **_: spent.append(duration) if event in COMPILE_EVENTS else None
-    )
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event in COMPILE_EVENTS:
+            spent.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     compiling = {}
     for turn in range(-1, settings.repeats):  # turn -1 compiles
         for name, round_fn in programs.items():
