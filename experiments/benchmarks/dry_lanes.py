@@ -7,7 +7,7 @@ sigma 1, clipped to 4..512 examples), 32 of them a round, one epoch at batch 8; 
 tokens, 96 symbols (429,568 parameters); plain SGD. Sizes, tokens and cohorts are those of the peer benchmark's ``make_work.py``.
 
 Each turn is one round of every program on the same cohort; a program is compared with the one on as many lanes that never halve,
-by the ratio within a turn. What a program's first round takes longer than the same cohort's second is its compilation.
+by the ratio within a turn. A round before the turns compiles; JAX's own clocks tell how long lowering and XLA took.
 
 Command: python experiments/benchmarks/dry_lanes.py
 Time: about 8 minutes on 2 CPU cores. Score: the table it prints.
@@ -49,6 +49,7 @@ class Settings:
     )
 
 
+COMPILE_EVENTS = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
 SMOKE_MODEL = {"vocab_size": 96, "num_layers": 1, "num_heads": 1, "width": 8, "max_length": 8}
 
 
@@ -74,7 +75,7 @@ def main(settings: Settings) -> dict:
         lambda hyper: ftx.algorithms.fed_avg(task, client_optimizer=optax.sgd(hyper["client_lr"])),
         hyper={"client_lr": 0.1},
         train=data,
-        cohorts=ftx.data.fixed_cohorts([cohorts[0], *cohorts]),  # the first twice: compiled, then compared with
+        cohorts=ftx.data.fixed_cohorts(cohorts),
         local=ftx.data.LocalWork(batch_size=settings.batch_size, shuffle=False),
     )
     programs = {}
@@ -91,16 +92,27 @@ def measure(settings: Settings, programs: dict) -> tuple[dict, dict, dict]:
     states = {name: round_fn.init() for name, round_fn in programs.items()}
     seconds: dict[Any, list[float]] = {name: [] for name in programs}
     infos: dict[Any, list] = {name: [] for name in programs}
-    for _ in range(settings.repeats + 2):
+    spent: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event in COMPILE_EVENTS:
+            spent.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    compiling = {}
+    for turn in range(-1, settings.repeats):  # turn -1 compiles
         for name, round_fn in programs.items():
+            spent.clear()
             began = time.perf_counter()
             states[name], info = round_fn(states[name])
             seconds[name].append(time.perf_counter() - began)
             infos[name].append(info)
+            if turn < 0:
+                compiling[name] = sum(spent)
     params = [state.device.server.params for state in states.values()]
     jax.tree.map(lambda *leaves: [np.testing.assert_allclose(leaf, leaves[0], atol=1e-4) for leaf in leaves], *params)
-    compiling = {name: values[0] - values[1] for name, values in seconds.items()}
-    return compiling, {name: np.array(values[2:]) for name, values in seconds.items()}, {n: i[2:] for n, i in infos.items()}
+    timed = {name: np.array(values[1:]) for name, values in seconds.items()}
+    return compiling, timed, {name: values[1:] for name, values in infos.items()}
 
 
 def report(settings: Settings, programs, compiling, seconds, infos) -> dict:

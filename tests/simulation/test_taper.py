@@ -206,15 +206,12 @@ def test_a_probe_of_a_few_ticks_tells_the_time_of_a_round_where_slots_cost_alike
     local = ftx.data.LocalWork(batch_size=4)
     experiment = make_experiment(train=problems.ragged_clients(sizes), cohorts=cohorts, local=local)
     round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=num_lanes, taper=taper, rounds_per_call=1, mesh=None))
-    slept = []
 
     def sleep(*arguments):
         (schedule,) = arguments[8]
-        slept.append(1e-3 * int(slots_by_device(schedule)[0]))
-        time.sleep(slept[-1])
+        time.sleep(1e-3 * int(slots_by_device(schedule)[0]))
 
     monkeypatch.setattr(auto, "run_rounds", sleep)
     (schedule,) = round_fn.plan(round_fn.init(), 1).schedules[0]
     want = 1e-3 * int(slots_by_device(schedule))
     np.testing.assert_allclose(auto.probe(round_fn), want, rtol=0.2)
-    assert max(slept) < 1.5 * want
