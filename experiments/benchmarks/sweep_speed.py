@@ -116,6 +116,7 @@ class OneByOne:
         return np.array(losses)
 
     def choice(self) -> str:
+        assert self.round_fn is not None
         return f"{self.round_fn.num_lanes} lanes a device"
 
 
@@ -127,10 +128,10 @@ class SideBySide:
         self.at_once: int | Literal["auto"] = "auto"
 
     def __call__(self) -> np.ndarray:
-        grid, common = {"client_lr": self.rates}, {"evaluate_every": self.rounds, "progress": False}
+        common: dict[str, Any] = {"evaluate_every": self.rounds, "progress": False}
         with tempfile.TemporaryDirectory() as directory:
-            choices = {"execution": self.execution, "settings_at_once": self.at_once, "run_dir": directory}
-            result = ftx.sweep(self.experiment, self.rounds, grid, **choices, **common)
+            choices: dict[str, Any] = {"execution": self.execution, "settings_at_once": self.at_once, "run_dir": directory}
+            result = ftx.sweep(self.experiment, self.rounds, {"client_lr": self.rates}, **choices, **common)
             chosen = json.loads((Path(directory) / "sweep.json").read_text())["execution"]
         self.at_once = chosen["settings_at_once"]
         self.execution = dataclasses.replace(self.execution, num_lanes=chosen["num_lanes"])
