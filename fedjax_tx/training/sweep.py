@@ -22,10 +22,9 @@ from fedjax_tx.simulation.evaluate import EvaluationPlan, plan_evaluation
 from fedjax_tx.simulation.mesh import place, resolve_mesh
 from fedjax_tx.simulation.round import resolve
 from fedjax_tx.simulation.rounds import build_round
-from fedjax_tx.training import records
 from fedjax_tx.training.pieces import Piece, Setup, run_pieces, split_group
 from fedjax_tx.training.run import check_run
-from fedjax_tx.training.sweep_directory import describe_sweep, read_done, saved_choices
+from fedjax_tx.training.sweep_directory import describe_sweep, save_sweep, saved_choices
 from fedjax_tx.training.width import choose_width
 from fedjax_tx.types import Execution, PyTree
 
@@ -137,12 +136,7 @@ def sweep(
     round_fn = build_round(first, columns, 1, execution)
     setup = Setup(experiment, cells, rounds, evaluate_every, init_params, round_fn, evaluations, vary_cohort, mesh)
     setup, settings_at_once = choose_width(setup, groups[0], execution, settings_at_once)
-    done: dict[int, list[dict[str, Any]]] = {}
-    if directory is not None:
-        choices = {"num_lanes": setup.round_fn.num_lanes, "rounds_per_call": setup.round_fn.rounds_per_call}
-        saved = {"sweep": description, "settings": cells, "execution": {**choices, "settings_at_once": settings_at_once}}
-        records.write_json(directory / "sweep.json", saved)
-        done = read_done(directory, rounds)
+    done = {} if directory is None else save_sweep(directory, description, setup, settings_at_once)
     pieces = [piece for group in groups for piece in split_group(group, settings_at_once, mesh.size)]
     run_pieces(setup, pieces, done, directory, progress)
     return SweepResult(cells, [done[number] for number in range(len(cells))])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_tx.training import records
+from fedjax_tx.training.pieces import Setup
 from fedjax_tx.types import Execution
 
 
@@ -30,6 +31,14 @@ def saved_choices(directory: Path, description, execution: Execution, settings_a
     chosen = saved["execution"]
     auto = {name: chosen[name] for name in ("num_lanes", "rounds_per_call") if getattr(execution, name) == "auto"}
     return dataclasses.replace(execution, **auto), chosen["settings_at_once"] if settings_at_once == "auto" else settings_at_once
+
+
+def save_sweep(directory: Path, description: dict[str, Any], setup: Setup, settings_at_once: int) -> dict[int, list]:
+    """Writes down what the sweep is and what was chosen for it; gives the histories of the settings that are done."""
+    choices = {"num_lanes": setup.round_fn.num_lanes, "rounds_per_call": setup.round_fn.rounds_per_call}
+    saved = {"sweep": description, "settings": setup.cells, "execution": {**choices, "settings_at_once": settings_at_once}}
+    records.write_json(directory / "sweep.json", saved)
+    return read_done(directory, setup.rounds)
 
 
 def read_done(directory: Path, rounds: int) -> dict[int, list[dict[str, Any]]]:

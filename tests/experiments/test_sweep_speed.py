@@ -11,7 +11,8 @@ def test_the_benchmark_reports_both_ways_on_both_works(tmp_path, capsys):
     assert (tmp_path / "figures.json").exists()
     assert set(figures) == {"C", "A"}
     for found in figures.values():
-        assert set(found["seconds"]) == {"one by one", "auto"}
+        assert set(found["seconds"]) == {"one by one", "sweep"}
         assert all(len(values) == 3 and min(values) > 0 for values in found["seconds"].values())
     printed = capsys.readouterr().out
-    assert "| C | 2 | auto |" in printed and "| A | 1 | one by one |" in printed
+    assert "| C | sweep |" in printed and "| A | one by one | 1 lanes a device |" in printed
+    assert "floor of work C" in printed and "times the floor on 1 device" in printed
