@@ -77,10 +77,9 @@ def test_a_round_tells_its_numbers(played):
     assert (first.num_steps, second.num_steps) == (2 * (3 + 2), 8)
     assert not first.empty
     assert type(first.empty) is bool
-    # Lane 0: 6 steps of client 0; lane 1: 4 of client 4, then the empty tick of client 1. So 5 ticks x 2 lanes and 1 tick x 1
-    # lane, of 2 rows. Then client 5 alone: 8 ticks x 1 lane.
-    assert first.useful == 16 / (2 * (5 * 2 + 1))
-    assert second.useful == 14 / (2 * 8)
+    # Lane 0: 6 steps of client 0; lane 1: 4 of client 4, then the empty tick of client 1. 6 ticks x 2 lanes x 2 rows.
+    assert first.useful == 16 / 24
+    assert second.useful == 14 / (8 * 2 * 2)
     assert set(first.server) == {"update_norm"}
     assert type(first.server["update_norm"]) is float
 
