@@ -322,7 +322,7 @@ class Execution:
       placement: where the data lies: on the ``"device"``, or in ``"host"`` memory, from which each call is sent the rows that it
         uses, while the one before runs. The data may then be larger than a device; results are the same.
       taper: how many times the lane count may halve as lanes run dry at the end of a pass, 0 for never, or ``"auto"``: as often
-        as each time saves 5 % of the lanes' slots on clients of typical sizes, and never in a pass of fewer than 32 ticks. Each
+        as each time saves 5 % of the lanes' slots on clients of typical sizes, and never in a pass of fewer than 24 ticks. Each
         width of the lanes is compiled on its own.
       debug: one lane and no compilation; the first NaN raises ``FloatingPointError`` with its client, round, pass and step.
         The other settings do not matter then.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 _WORTH = 0.05  # of the slots: what a halving must save
-_SHORT = 32  # ticks: a pass of fewer is over before another loop body would be compiled
+_SHORT = 24  # ticks: a pass of fewer is over before another loop body would be compiled
 
 
 class Packing(NamedTuple):
@@ -80,7 +80,7 @@ def count_slots(narrow: np.ndarray, num_ticks: np.ndarray, lanes: int) -> np.nda
 def choose_halvings(spans: np.ndarray, lanes: int, devices: int = 1) -> int:
     """Returns how often the lanes should halve for clients like these: as long as each time saves at least 5 % of the slots.
 
-    Never where the pass takes fewer than 32 ticks.
+    Never where the pass takes fewer than 24 ticks.
 
     Example:
       >>> choose_halvings(np.array([64, 1, 1, 1, 1, 1, 1, 1]), lanes=8), choose_halvings(np.full(8, 8), lanes=8)
