@@ -125,16 +125,21 @@ def run(
             reporter.say(f"resuming after round {start.state.round}")
         round_fn = make_round(experiment, execution)
         if directory is not None and processes.is_first():
-            choices = {"num_lanes": round_fn.num_lanes, "rounds_per_call": round_fn.rounds_per_call}
-            choices = {} if execution.debug else choices  # those of debugging are nobody's choice
-            with writing("experiment.json", directory):
-                records.write_json(directory / "experiment.json", {"experiment": description, "execution": choices})
+            _write_experiment(directory, description, execution, round_fn)
         checkpoint_every = evaluate_every if checkpoint_every is None else checkpoint_every
         periods = (rounds, evaluate_every, checkpoint_every)
         return _run(_Setup(round_fn, evaluators, *periods, early_stop, directory, store, reporter), start)
     finally:
         reporter.close()
         store.close()
+
+
+def _write_experiment(directory: Path, description: dict[str, Any], execution: Execution, round_fn: RoundFunction) -> None:
+    """Leaves what is run, and what was chosen for this machine, in the directory."""
+    choices = {"num_lanes": round_fn.num_lanes, "rounds_per_call": round_fn.rounds_per_call}
+    choices = {} if execution.debug else choices  # those of debugging are nobody's choice
+    with writing("experiment.json", directory):
+        records.write_json(directory / "experiment.json", {"experiment": description, "execution": choices})
 
 
 def _run(setup: _Setup, start: Start) -> RunResult:
