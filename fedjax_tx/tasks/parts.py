@@ -1,0 +1,55 @@
+"""What tasks are made of: columns of a batch, cross-entropy, and the half of a task that only its model decides."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fedjax_tx import check
+from fedjax_tx.types import Batch, Model
+
+
+def read_column(batch: Batch, name: str, *, integers: bool = False) -> Array:
+    if name not in batch:
+        check.fail_value("batch", f"to have a column {name!r}", sorted(batch))
+    if integers and not jnp.issubdtype(jnp.result_type(batch[name]), jnp.integer):
+        check.fail_type(f"column {name!r}", "integers", jnp.result_type(batch[name]))
+    return batch[name]
+
+
+def check_arguments(model: Model, **columns: str) -> None:
+    check.instance("model", model, Model, "a Model(init, apply)")
+    for name, column in columns.items():
+        check.instance(name, column, str, "the name of a column")
+
+
+def cross_entropy(logits: Float[Array, "*shape classes"], labels: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def is_right(logits: Float[Array, "*shape classes"], labels: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def mean_of_real(
+    values: Float[Array, "batch time"], real: Bool[Array, "batch time"]
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    # where, not a product: 0 times an infinite loss is not a number.
+    count = jnp.sum(real, axis=1, dtype=jnp.float32)
+    total = jnp.sum(jnp.where(real, values, 0.0), axis=1)
+    return total / jnp.maximum(count, 1.0), count / values.shape[1]
+
+
+def with_model(model: Model, read_inputs) -> dict:
+    """Returns the half of a task that does not depend on the loss; every parameter is trained."""
+
+    def init(key):
+        return model.init(key), ()
+
+    def apply(trainable, frozen, batch, key) -> Mapping[str, Array]:
+        return {"logits": model.apply(trainable, read_inputs(batch), key=key)}
+
+    return {"init": init, "apply": apply}

@@ -1,0 +1,124 @@
+"""Next token, classification, regression: what is to be predicted stands in the batch."""
+
+import jax.numpy as jnp
+
+from fedjax_tx import check
+from fedjax_tx.tasks.parts import check_arguments, cross_entropy, is_right, mean_of_real, read_column, with_model
+from fedjax_tx.types import Model, Task
+
+
+def next_token(model: Model, *, pad_id: int | None = None, column: str = "tokens") -> Task:
+    """Returns the task of predicting each token from those before it, by cross-entropy.
+
+    Args:
+      model: ``apply(params, tokens[batch, time], key=) -> logits[batch, time, vocab]``.
+      pad_id: the token of the vocabulary that fills up short texts and is no target. None: every target counts.
+      column: the batch's column of integers [batch, time + 1]; inputs are all but the last, targets all but the first.
+
+    Loss and ``accuracy`` are means over an example's real targets, and the weight is their share of ``time``.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or has an impossible value; in use, the batch lacks the
+        column, or the column is not of integers [batch, time + 1].
+
+    Example:
+      >>> from fedjax_tx.models import decoder
+      >>> task = next_token(decoder(vocab_size=10), pad_id=0)
+      >>> params, frozen = task.init(jax.random.key(0))
+      >>> batch = {"tokens": jnp.array([[5, 6, 7, 0, 0]])}
+      >>> value, weight = task.loss(task.apply(params, frozen, batch, None), batch)
+      >>> weight.tolist()
+      [0.5]
+    """
+    check_arguments(model, column=column)
+    if pad_id is not None:
+        check.integer("pad_id", pad_id, low=0)
+
+    def read(batch):
+        tokens = read_column(batch, column, integers=True)
+        if jnp.ndim(tokens) != 2 or jnp.shape(tokens)[1] < 2:
+            check.fail_value(f"column {column!r}", "of shape [batch, time + 1] with time >= 1", jnp.shape(tokens))
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def average(values, targets):
+        real = jnp.ones(targets.shape, bool) if pad_id is None else targets != pad_id
+        return mean_of_real(values, real)
+
+    def loss(outputs, batch):
+        _, targets = read(batch)
+        return average(cross_entropy(outputs["logits"], targets), targets)
+
+    def metrics(outputs, batch):
+        _, targets = read(batch)
+        return {"accuracy": average(is_right(outputs["logits"], targets), targets)}
+
+    return Task(**with_model(model, lambda batch: read(batch)[0]), loss=loss, metrics=metrics)
+
+
+def classification(model: Model, *, inputs: str = "x", labels: str = "y") -> Task:
+    """Returns the task of naming each example's class, by cross-entropy, with the metric ``accuracy``.
+
+    Args:
+      model: ``apply(params, inputs[batch, ...], key=) -> logits[batch, classes]``.
+      inputs: the batch's column that the model reads.
+      labels: the batch's column of integers [batch], 0 to classes - 1.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type; in use, a column is missing or labels are no integers.
+
+    Example:
+      >>> model = Model(lambda key: jnp.zeros((3, 2)), lambda params, x, key=None: x @ params)
+      >>> task = classification(model)
+      >>> batch = {"x": jnp.ones((4, 3)), "y": jnp.array([0, 1, 1, 0])}
+      >>> value, weight = task.loss(task.apply(jnp.zeros((3, 2)), (), batch, None), batch)
+      >>> bool(jnp.allclose(value, jnp.log(2.0)))
+      True
+      >>> weight.tolist()
+      [1.0, 1.0, 1.0, 1.0]
+    """
+    check_arguments(model, inputs=inputs, labels=labels)
+
+    def loss(outputs, batch):
+        value = cross_entropy(outputs["logits"], read_column(batch, labels, integers=True))
+        return value, jnp.ones_like(value)
+
+    def metrics(outputs, batch):
+        value = is_right(outputs["logits"], read_column(batch, labels, integers=True))
+        return {"accuracy": (value, jnp.ones_like(value))}
+
+    return Task(**with_model(model, lambda batch: read_column(batch, inputs)), loss=loss, metrics=metrics)
+
+
+def regression(model: Model, *, inputs: str = "x", targets: str = "y") -> Task:
+    """Returns the task of predicting numbers, by mean squared error over an example's targets; it has no other metric.
+
+    Args:
+      model: ``apply(params, inputs[batch, ...], key=) -> predictions`` of the targets' shape (the output ``logits``).
+      inputs: the batch's column that the model reads.
+      targets: the batch's column of numbers [batch, ...].
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type; in use, the batch lacks a column or the shapes differ.
+
+    Example:
+      >>> model = Model(lambda key: jnp.zeros(3), lambda params, x, key=None: x @ params)
+      >>> batch = {"x": jnp.ones((2, 3)), "y": jnp.array([1.0, 2.0])}
+      >>> task = regression(model)
+      >>> value, weight = task.loss(task.apply(jnp.zeros(3), (), batch, None), batch)
+      >>> value.tolist()
+      [1.0, 4.0]
+    """
+    check_arguments(model, inputs=inputs, targets=targets)
+
+    def loss(outputs, batch):
+        predictions, wanted = outputs["logits"], read_column(batch, targets)
+        if predictions.shape != jnp.shape(wanted):
+            check.fail_value("the model's output", f"of {targets!r}'s shape {jnp.shape(wanted)}", predictions.shape)
+        errors = jnp.square(predictions.astype(jnp.float32) - wanted)
+        value = jnp.mean(errors, axis=tuple(range(1, errors.ndim)))
+        return value, jnp.ones_like(value)
+
+    def metrics(outputs, batch):
+        return {}
+
+    return Task(**with_model(model, lambda batch: read_column(batch, inputs)), loss=loss, metrics=metrics)
