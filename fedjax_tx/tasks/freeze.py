@@ -23,6 +23,7 @@ def freeze(task: Task, trainable: str | Sequence[str]) -> Task:
 
     Example:
       >>> from fedjax_tx.models import decoder
+      >>> from fedjax_tx.tasks import next_token
       >>> adapted = decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4, lora_rank=2)
       >>> trainable, frozen = freeze(next_token(adapted), "*lora*").init(jax.random.key(0))
       >>> sorted(trainable["layers"]["mlp_in"]), sorted(frozen["layers"]["mlp_in"])

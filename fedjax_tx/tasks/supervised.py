@@ -22,6 +22,7 @@ def next_token(model: Model, *, pad_id: int | None = None, column: str = "tokens
         column, or the column is not of integers [batch, time + 1].
 
     Example:
+      >>> import jax
       >>> from fedjax_tx.models import decoder
       >>> task = next_token(decoder(vocab_size=10), pad_id=0)
       >>> params, frozen = task.init(jax.random.key(0))
