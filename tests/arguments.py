@@ -154,6 +154,10 @@ TABLE = {
             "temperature": ["hot", 0.0],
         },
     ),
+    ftx.models.lora: (
+        {"model": MODEL, "rank": 1},
+        {"model": [3], "rank": count, "alpha": ["4", -1.0], "where": [3, [], "haed"]},
+    ),
     ftx.models.merge_lora: ({"params": {}}, {"params": [3, {}], "lora_alpha": ["4", -1.0]}),
     ftx.tasks.next_token: ({"model": MODEL}, {"model": [3], "pad_id": ["0", -1], "column": text}),
     ftx.tasks.classification: ({"model": MODEL}, {"model": [3], "inputs": text, "labels": text}),

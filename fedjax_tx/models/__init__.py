@@ -2,6 +2,6 @@
 
 from fedjax_tx.models.decoder import decoder
 from fedjax_tx.models.generate import generate
-from fedjax_tx.models.lora import add_lora, merge_lora
+from fedjax_tx.models.lora import add_lora, lora, merge_lora
 
-__all__ = ["add_lora", "decoder", "generate", "merge_lora"]
+__all__ = ["add_lora", "decoder", "generate", "lora", "merge_lora"]

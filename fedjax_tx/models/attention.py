@@ -20,34 +20,24 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from fedjax_tx import check
-from fedjax_tx.models.lora import LoRALinear
+from fedjax_tx.models.layers import Dense
 
 LAYER_NORM_EPSILON = 1e-5
 INIT_SCALE = 0.02
 
 
-def linear(
-    inputs: int,
-    outputs: int,
-    *,
-    use_bias: bool = True,
-    lora_rank: int = 0,
-    lora_alpha: float | None = None,
-    dtype,
-    rngs: nnx.Rngs,
-) -> nnx.Linear:
+def linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype, rngs: nnx.Rngs, out_dtype=None) -> Dense:
     """Returns a dense layer with float32 parameters, a kernel drawn from N(0, 0.02²), and ``dtype`` arithmetic.
 
-    With ``lora_rank`` > 0 it has low-rank adapters, scaled by ``lora_alpha / lora_rank`` (see ``models.lora``).
+    ``out_dtype``: in which its products are summed and handed on; by default ``dtype``.
 
     Example:
       >>> linear(4, 8, dtype=jnp.float32, rngs=nnx.Rngs(0)).kernel.shape
       (4, 8)
     """
-    options = {"use_bias": use_bias, "dtype": dtype, "kernel_init": nnx.initializers.normal(INIT_SCALE), "rngs": rngs}
-    if lora_rank == 0:
-        return nnx.Linear(inputs, outputs, **options)
-    return LoRALinear(inputs, outputs, rank=lora_rank, alpha=lora_alpha, **options)
+    normal = nnx.initializers.normal(INIT_SCALE)
+    options: dict[str, Any] = {"use_bias": use_bias, "dtype": dtype, "preferred_element_type": out_dtype}
+    return Dense(inputs, outputs, kernel_init=normal, rngs=rngs, **options)
 
 
 def layer_norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -96,7 +86,6 @@ class SelfAttention(nnx.Module):
       causal: whether a position sees only itself and what came before.
       dtype: type of the arithmetic; parameters are float32.
       implementation: of ``jax.nn.dot_product_attention``: "xla", "cudnn" (bfloat16 on NVIDIA), or None (cuDNN where it can).
-      lora_rank, lora_alpha: of low-rank adapters on both projections; rank 0 is none.
       rngs: draws the parameters.
 
     Raises:
@@ -116,8 +105,6 @@ class SelfAttention(nnx.Module):
         causal: bool,
         dtype=jnp.float32,
         implementation=None,
-        lora_rank: int = 0,
-        lora_alpha: float | None = None,
         rngs: nnx.Rngs,
     ):
         check.integer("width", width, low=1)
@@ -131,9 +118,8 @@ class SelfAttention(nnx.Module):
         self.num_heads = num_heads
         self.causal = check.boolean("causal", causal)
         self.implementation = implementation
-        options = {"lora_rank": lora_rank, "lora_alpha": lora_alpha, "dtype": dtype, "rngs": rngs}
-        self.qkv = linear(width, 3 * width, **options)
-        self.out = linear(width, width, **options)
+        self.qkv = linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.out = linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x_BxSxD: Float[Array, "batch time width"], valid_BxS: Bool[Array, "batch time"] | None = None
@@ -153,7 +139,7 @@ class Block(nnx.Module):
     """One pre-norm layer: x += Attention(Norm(x)), then x += W₂ gelu(W₁ Norm(x) + b₁) + b₂.
 
     Args:
-      width, num_heads, causal, dtype, implementation, lora_rank, lora_alpha, rngs: as for ``SelfAttention``.
+      width, num_heads, causal, dtype, implementation, rngs: as for ``SelfAttention``.
       mlp_width: hidden size of the feed-forward branch.
       dropout: rate on the output of both branches.
 
@@ -173,15 +159,13 @@ class Block(nnx.Module):
         dropout: float = 0.0,
         dtype=jnp.float32,
         implementation=None,
-        lora_rank: int = 0,
-        lora_alpha: float | None = None,
         rngs: nnx.Rngs,
     ):
         self.dropout = dropout
-        options = {"lora_rank": lora_rank, "lora_alpha": lora_alpha, "dtype": dtype, "rngs": rngs}
-        self.attention_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        self.attention_norm = layer_norm(width, **options)
         self.attention = SelfAttention(width, num_heads, causal=causal, implementation=implementation, **options)
-        self.mlp_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp_norm = layer_norm(width, **options)
         self.mlp_in = linear(width, mlp_width, **options)
         self.mlp_out = linear(mlp_width, width, **options)
 

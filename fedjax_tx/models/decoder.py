@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from fedjax_tx import check, prng
+from fedjax_tx import check
 from fedjax_tx.models.attention import INIT_SCALE, Block, drop, layer_norm, linear
+from fedjax_tx.models.layers import merge
+from fedjax_tx.models.lora import lora
 from fedjax_tx.types import Model, PyTree
 
 
@@ -29,15 +31,19 @@ class _Ends(nnx.Module):
         self.token_embedding = nnx.Embed(vocab_size, width, **table)
         self.position_embedding = nnx.Embed(max_length, width, **table)
         self.final_norm = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.head = None if tie_embeddings else linear(width, vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
+        options = {"use_bias": False, "dtype": dtype, "out_dtype": jnp.float32, "rngs": rngs}
+        self.head = None if tie_embeddings else linear(width, vocab_size, **options)
 
     def embed(self, tokens, key):
         x = self.token_embedding(tokens) + self.position_embedding.embedding[: tokens.shape[1]]
         return drop(x.astype(self.dtype), self.dropout, key, site=0)
 
     def logits(self, x):
-        kernel = self.token_embedding.embedding.T if self.head is None else self.head.kernel[...]
-        return jnp.matmul(self.final_norm(x), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        x = self.final_norm(x)
+        if self.head is not None:
+            return self.head(x)
+        table = self.token_embedding.embedding[...]
+        return jnp.matmul(x, table.T.astype(self.dtype), preferred_element_type=jnp.float32)
 
 
 def _check_tokens(tokens, max_length: int) -> None:
@@ -123,10 +129,10 @@ def decoder(
 
     def make_layer(key):
         options = {"dropout": rate, "dtype": dtype, "implementation": implementation}
-        options |= {"lora_rank": lora_rank, "lora_alpha": lora_alpha, "rngs": nnx.Rngs(key, lora=prng.fold(key, "lora"))}
-        return nnx.split(Block(width, num_heads, mlp_width=mlp_width, causal=True, **options))
+        return nnx.split(Block(width, num_heads, mlp_width=mlp_width, causal=True, rngs=nnx.Rngs(key), **options))
 
-    return _model(make_ends, make_layer, num_layers, max_length, drops=rate > 0.0, unroll=unroll)
+    model = _model(make_ends, make_layer, num_layers, max_length, drops=rate > 0.0, unroll=unroll)
+    return lora(model, lora_rank, lora_alpha, where="layers/*") if lora_rank else model
 
 
 def _model(make_ends, make_layer, num_layers: int, max_length: int, *, drops: bool, unroll: bool) -> Model:
@@ -143,13 +149,13 @@ def _model(make_ends, make_layer, num_layers: int, max_length: int, *, drops: bo
         params: PyTree, tokens: Int[Array, "batch time"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch time vocab"]:
         _check_tokens(tokens, max_length)
-        ends = nnx.merge(ends_graph, {name: part for name, part in params.items() if name != "layers"})
+        ends = merge(ends_graph, {name: part for name, part in params.items() if name != "layers"})
         key = key if drops else None
 
         def run_layer(x, layer):
             index, layer_params = layer
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            return nnx.merge(layer_graph, layer_params)(x, key=layer_key), None
+            return merge(layer_graph, layer_params)(x, key=layer_key), None
 
         # Layers take the keys 0 to num_layers - 1, the embeddings the next one.
         x = ends.embed(tokens, None if key is None else jax.random.fold_in(key, num_layers))

@@ -5,46 +5,62 @@ A dense layer with kernel W [in, out] gets A [in, rank] and B [rank, out] beside
     y = x W + (alpha / rank) (x A) B + b
 
 B starts at 0, so the layer starts as what it was; A is Gaussian, here of variance 1 / in (the paper leaves it open). W + AB is
-never formed: under a per-client ``vmap`` in which only A and B differ between clients, x W stays one product with one W.
-There is no dropout on the adapters' input. ``ftx.tasks.freeze(task, "*lora*")`` trains the adapters alone.
+never formed (``models.layers.Dense``). There is no dropout on the adapters' input.
 
 In a tree of parameters a layer with adapters is ``{"kernel", "bias", "lora": {"lora_a", "lora_b"}}``.
+``ftx.tasks.freeze(task, "*lora*")`` trains the adapters alone, ``freeze(task, ["*lora*", "head/*"])`` a new head with them, and
+``freeze(task, "*lora_b")`` only B, with A as it was drawn: FFA-LoRA, "Improving LoRA in Privacy-preserving Federated Learning"
+(arXiv 2403.12313), in which the mean of the clients' products A B is the product of A and the mean B.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from fedjax_tx import check, tree
+from fedjax_tx.models import extras
 from fedjax_tx.types import Model, PyTree
 
 
-class LoRALinear(nnx.Linear):
-    """A dense layer with an ``nnx.LoRA`` beside it; ``nnx.LoRALinear`` has no alpha, and would shift the draws of the kernels.
+def lora(model: Model, rank: int, alpha: float | None = None, *, where: str | Sequence[str] = "*") -> Model:
+    """Returns the model with low-rank adapters beside its dense layers; everything else is drawn as without them.
 
     Args:
-      inputs, outputs: sizes.
-      rank: >= 1. alpha: > 0; the adapters' part is scaled by alpha / rank. None: alpha = rank, as the paper recommends to begin.
-      rngs: draws the kernel from its ``params`` and A from its ``lora`` stream.
-      options: of ``nnx.Linear``.
+      model: one of ``ftx.models``. rank: >= 1. alpha: > 0, the adapters' part is scaled by alpha / rank; None: alpha = rank, as
+        the paper recommends to begin.
+      where: patterns of paths of dense layers, such as ``"layers/*"`` or ``["*qkv", "*out"]``; all of them by default, the
+        head too. "*" stands for any characters, "/" too.
+
+    Errors: ``ValueError`` if a pattern matches no dense layer (some are named), or one that has adapters already.
 
     Example:
-      >>> layer = LoRALinear(4, 8, rank=2, rngs=nnx.Rngs(0))
-      >>> layer(jnp.ones((1, 4))).shape, layer.lora.lora_a.shape
-      ((1, 8), (4, 2))
+      >>> from fedjax_tx.models import decoder
+      >>> model = decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4)
+      >>> params = lora(model, rank=2, where="*qkv").init(jax.random.key(0))
+      >>> params["layers"]["attention"]["qkv"]["lora"]["lora_b"].shape
+      (1, 2, 24)
     """
+    scale = _scale(check.integer("rank", rank, low=1), alpha, "alpha")
+    kernels = extras.places(model, where, extras.dense_kernels, "dense layers")
+    for path, kernel in kernels.items():
+        if "lora" in kernel.beside:
+            check.fail_value("where", "to match layers without adapters only", "/".join(path))
 
-    def __init__(self, inputs: int, outputs: int, *, rank: int, alpha: float | None = None, rngs: nnx.Rngs, **options):
-        super().__init__(inputs, outputs, rngs=rngs, **options)
-        self.scale = _scale(rank, alpha)
-        gaussian = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
-        adapter_rngs = nnx.Rngs(rngs.lora())
-        self.lora = nnx.LoRA(inputs, rank, outputs, dtype=self.dtype, a_initializer=gaussian, rngs=adapter_rngs)
+    def draw(path, kernel, key):
+        *stack, inputs, outputs = kernel.shape
+        gaussian = jax.random.normal(key, (*stack, inputs, rank), kernel.dtype) / jnp.sqrt(inputs)
+        return {"lora_a": gaussian, "lora_b": jnp.zeros((*stack, rank, outputs), kernel.dtype)}
 
-    def __call__(self, x: Float[Array, "*batch inputs"], out_sharding=None) -> Float[Array, "*batch outputs"]:
-        """Returns x W + b + (alpha / rank) (x A) B."""
-        return super().__call__(x, out_sharding=out_sharding) + self.scale * self.lora(x)
+    def scaled(params):
+        for path in kernels:
+            params = extras.change(params, (*path, "lora", "lora_b"), lambda lora_b: scale * lora_b)
+        return params
+
+    adapted = extras.add(model, kernels, "lora", draw)
+    # The scale goes into B here, so that layers need not know it.
+    return adapted if scale == 1.0 else adapted._replace(apply=extras.before(adapted.apply, scaled))
 
 
 def merge_lora(params: PyTree, lora_alpha: float | None = None) -> PyTree:
@@ -81,7 +97,7 @@ def merge_lora(params: PyTree, lora_alpha: float | None = None) -> PyTree:
 
 
 def add_lora(params: PyTree, model: Model, key: Key[Array, ""]) -> PyTree:
-    """Returns the parameters of ``model``, made with ``lora_rank > 0``, from a plain one's: pretrained weights, new adapters.
+    """Returns the parameters of ``model``, one with adapters, from a plain one's: pretrained weights, new adapters.
 
     The result gives the logits that ``params`` gave. As ``init_params`` of a run it starts from there.
 
@@ -93,8 +109,8 @@ def add_lora(params: PyTree, model: Model, key: Key[Array, ""]) -> PyTree:
     Example:
       >>> sizes = {"vocab_size": 8, "num_layers": 1, "num_heads": 1, "width": 8, "max_length": 4}
       >>> from fedjax_tx.models import decoder
-      >>> plain, adapted = decoder(**sizes), decoder(**sizes, lora_rank=2)
-      >>> params = add_lora(plain.init(jax.random.key(0)), adapted, jax.random.key(1))
+      >>> plain = decoder(**sizes)
+      >>> params = add_lora(plain.init(jax.random.key(0)), lora(plain, rank=2), jax.random.key(1))
       >>> params["layers"]["mlp_in"]["lora"]["lora_a"].shape
       (1, 8, 2)
     """
@@ -118,6 +134,5 @@ def _check_has_adapters(name: str, params: PyTree) -> None:
         check.fail_value(name, "to hold adapters, as of decoder(..., lora_rank=4)", sorted(params))
 
 
-def _scale(rank: int, alpha: float | None) -> float:
-    check.integer("lora_rank", rank, low=1)
-    return 1.0 if alpha is None else float(check.number("lora_alpha", alpha, above=0)) / rank
+def _scale(rank: int, alpha: float | None, name: str = "lora_alpha") -> float:
+    return 1.0 if alpha is None else float(check.number(name, alpha, above=0)) / rank

@@ -12,17 +12,34 @@ from flax import nnx
 
 import fedjax_tx as ftx
 from fedjax_tx import tree
-from fedjax_tx.models import add_lora, decoder, merge_lora
-from fedjax_tx.models.lora import LoRALinear
+from fedjax_tx.models import add_lora, decoder, lora, merge_lora
+from fedjax_tx.models.layers import Dense, merge
 from fedjax_tx.simulation.round import run_rounds
 from fedjax_tx.simulation.rounds import RoundState
 from fedjax_tx.tasks import freeze, next_token
+
+
+def one_layer(inputs, outputs):
+    """A model of one dense layer."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = Dense(inputs, outputs, rngs=rngs)
+
+    def make(key):
+        return nnx.split(Model(nnx.Rngs(key)))
+
+    graph = jax.eval_shape(make, jax.random.key(0))[0]
+    init = lambda key: nnx.to_pure_dict(make(key)[1])  # noqa: E731
+    return ftx.Model(init, lambda params, x, *, key=None: merge(graph, params).dense(x))
+
 
 SIZES = {"vocab_size": 8, "num_layers": 2, "num_heads": 2, "width": 8, "max_length": 4}
 PLAIN = decoder(**SIZES)
 ADAPTED = decoder(**SIZES, lora_rank=3, lora_alpha=6.0)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 8, (3, 4)), jnp.int32)
 FROZEN = freeze(next_token(ADAPTED), "*lora*")
+DENSE = one_layer(400, 3)
 ONE_LANE = ftx.Execution(num_lanes=1, rounds_per_call=1)
 
 
@@ -80,9 +97,9 @@ def flat(nested, path=()):
 
 
 def test_a_is_gaussian_of_variance_one_over_the_inputs_and_b_is_zero():
-    lora = LoRALinear(400, 5, rank=30, rngs=nnx.Rngs(0)).lora
-    assert lora.lora_a.shape == (400, 30) and not lora.lora_b[...].any()
-    values = np.asarray(lora.lora_a[...]) * np.sqrt(400)
+    added = lora(DENSE, 30).init(jax.random.key(0))["dense"]["lora"]
+    assert added["lora_a"].shape == (400, 30) and added["lora_b"].shape == (30, 3) and not added["lora_b"].any()
+    values = np.asarray(added["lora_a"]) * np.sqrt(400)
     assert abs(values.std() - 1) < 0.03 and abs(np.mean(values**4) - 3) < 0.3
 
 
@@ -98,15 +115,13 @@ def test_every_layer_and_place_draws_its_own_adapters_and_b_starts_at_zero():
 
 
 def test_a_layer_by_hand():
-    layer = LoRALinear(4, 3, rank=2, alpha=5.0, dtype=jnp.float32, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
-    x, w, b, lora_a, lora_b = (rng.standard_normal(shape) for shape in ((6, 4), (4, 3), (3,), (4, 2), (2, 3)))
-    parts = (layer.kernel, layer.bias, layer.lora.lora_a, layer.lora.lora_b)
-    for parameter, value in zip(parts, (w, b, lora_a, lora_b), strict=True):
-        parameter.set_value(jnp.asarray(value, jnp.float32))
-    np.testing.assert_allclose(
-        layer(jnp.asarray(x, jnp.float32)), x @ w + b + 5.0 / 2 * (x @ lora_a) @ lora_b, rtol=1e-4, atol=1e-5
-    )
+    x, w, b, lora_a, lora_b = (rng.standard_normal(shape) for shape in ((6, 400), (400, 3), (3,), (400, 2), (2, 3)))
+    layer = {"kernel": w / 20, "bias": b, "lora": {"lora_a": lora_a / 20, "lora_b": lora_b}}
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), {"dense": layer})
+    want = x @ w / 20 + b + 5.0 / 2 * (x @ lora_a / 20) @ lora_b
+    have = lora(DENSE, 2, 5.0).apply(params, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-5)
 
 
 def test_new_adapters_change_no_logit():
@@ -209,6 +224,13 @@ WRONG = [
     (TypeError, "lora_rank", lambda: decoder(**SIZES, lora_rank=1.0)),
     (ValueError, "lora_rank >= 0, got -1", lambda: decoder(**SIZES, lora_rank=-1)),
     (ValueError, "lora_alpha > 0, got 0.0", lambda: decoder(**SIZES, lora_rank=1, lora_alpha=0.0)),
+    (
+        ValueError,
+        "dense layers, such as head, layers/attention/out, .*, got 'haed'",
+        lambda: lora(PLAIN, 1, where=["head", "haed"]),
+    ),
+    (ValueError, "where to match layers without adapters only, got 'layers/mlp_in'", lambda: lora(ADAPTED, 1, where="*mlp_in")),
+    (ValueError, "no 'lora' at final_norm, a LayerNorm", lambda: PLAIN.apply(misplaced(), TOKENS)),
     (ValueError, "params to hold adapters", lambda: merge_lora(shapes_of(PLAIN))),
     (ValueError, "the model's parameters to hold adapters", lambda: add_lora({}, PLAIN, jax.random.key(0))),
     (ValueError, r"params to have a leaf \['head'\]\['kernel'\]", lambda: add_lora(without_head(), ADAPTED, jax.random.key(0))),
@@ -219,6 +241,11 @@ WRONG = [
 def test_wrong_arguments_are_named(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+def misplaced():
+    params = draw(shapes_of(PLAIN))
+    return {**params, "final_norm": {**params["final_norm"], "lora": {"lora_a": jnp.ones(1), "lora_b": jnp.ones(1)}}}
 
 
 def without_head():
@@ -338,9 +365,9 @@ MEDIUM = {"vocab_size": 64, "num_layers": 1, "num_heads": 4, "width": 512, "max_
 
 
 @functools.cache
-def compiled(lora: bool, num_lanes: int):
-    task = next_token(decoder(**MEDIUM, lora_rank=2 if lora else 0))
-    task = freeze(task, "*lora*") if lora else task
+def compiled(adapted: bool, num_lanes: int):
+    task = next_token(decoder(**MEDIUM, lora_rank=2 if adapted else 0))
+    task = freeze(task, "*lora*") if adapted else task
     experiment = problems.experiment(
         ftx.algorithms.fed_avg(task, optax.sgd(0.1)),
         hyper={},
@@ -361,9 +388,9 @@ def base_bytes() -> int:
 def test_lanes_hold_adapters_only():
     assert base_bytes() > 4 * 3_000_000
     growth = {}
-    for lora in (True, False):
-        (_, _, one), (_, _, many) = compiled(lora, 1), compiled(lora, 16)
-        growth[lora] = many.temp_size_in_bytes - one.temp_size_in_bytes
+    for adapted in (True, False):
+        (_, _, one), (_, _, many) = compiled(adapted, 1), compiled(adapted, 16)
+        growth[adapted] = many.temp_size_in_bytes - one.temp_size_in_bytes
     # 15 more lanes: adapters, their gradients and activations are a small share of one base; a whole model is 15 bases at least.
     assert growth[True] < 0.5 * base_bytes()
     assert growth[False] >= 15 * base_bytes()

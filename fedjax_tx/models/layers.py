@@ -1,0 +1,106 @@
+"""The dense layer that all models share, and ``merge``: how a tree of parameters becomes a module that can be called.
+
+A tree may hold more than the model drew. Beside the leaves of a dense layer, ``{"kernel", "bias"}``, there may be
+
+* ``"lora": {"lora_a", "lora_b"}``: a low-rank product that is added (``models.lora``);
+* ``"adapter": {"down", "up"}``: a bottleneck behind the layer (``models.adapters``);
+* ``"features": {}``: the layer hands on what enters it (``models.features``);
+
+and beside the projections of an attention ``"prefix": {"key", "value"}`` (``models.prefix``). ``merge`` hangs each on its
+module when a program is traced. So any model takes such a tree without having been built for it, also where its layers are
+stacked and scanned: the extras are leaves like all others.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fedjax_tx import check
+from fedjax_tx.types import PyTree
+
+EXTRAS = ("lora", "adapter", "features", "prefix")
+
+
+class Dense(nnx.Linear):
+    """A dense layer, y = x W + b, with room for what ``merge`` hangs on it; its arguments are those of ``nnx.Linear``.
+
+    With a ``lora`` it returns x W + b + (x A) B. W + A B is never formed: under a per-client ``vmap`` in which only A and B
+    differ between clients, x W stays one product with one W. With an ``adapter`` it returns y + gelu(y D + d) U + u.
+    With ``features`` it returns x, in the dtype of its output.
+
+    Example:
+      >>> layer = Dense(4, 8, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((1, 4))).shape
+      (1, 8)
+    """
+
+    lora: Mapping[str, Array] | None = None
+    adapter: Mapping[str, Any] | None = None
+    features: Mapping[str, Any] | None = None
+
+    def __call__(self, inputs: Float[Array, "*batch inputs"], out_sharding=None) -> Float[Array, "*batch outputs"]:
+        """Returns the layer's output, what hangs on the layer included."""
+        if self.features is not None:
+            return inputs.astype(self.preferred_element_type or inputs.dtype)
+        outputs = super().__call__(inputs, out_sharding=out_sharding)
+        if self.lora is not None:
+            narrow = self._multiply(inputs, self.lora["lora_a"])
+            outputs = outputs + self._multiply(narrow, self.lora["lora_b"], self.preferred_element_type)
+        if self.adapter is not None:
+            hidden = jax.nn.gelu(self._apply(outputs, self.adapter["down"]), approximate=True)
+            outputs = outputs + self._apply(hidden, self.adapter["up"]).astype(outputs.dtype)
+        return outputs
+
+    def _multiply(self, x: Array, matrix: Array, out_dtype=None) -> Array:
+        x, matrix = self.promote_dtype((x, matrix), dtype=self.dtype)
+        return jnp.matmul(x, matrix, precision=self.precision, preferred_element_type=out_dtype)
+
+    def _apply(self, x: Array, part: Mapping[str, Array]) -> Array:
+        y = self._multiply(x, part["kernel"])
+        return y + part["bias"].astype(y.dtype)
+
+
+def merge(graph: nnx.GraphDef, params: PyTree) -> Any:
+    """Returns the module of ``graph`` with the parameters ``params`` and what was added to them; ``nnx.merge`` takes no more.
+
+    Args:
+      graph: of ``nnx.split``. params: nested dicts, as ``nnx.to_pure_dict`` gives them, with or without extras.
+
+    Errors: ``ValueError`` naming the place of an extra that its module can't use: it would be ignored.
+
+    Example:
+      >>> graph, state = nnx.split(Dense(4, 8, rngs=nnx.Rngs(0)))
+      >>> lora = {"lora_a": jnp.ones((4, 1)), "lora_b": jnp.ones((1, 8))}
+      >>> x, params = jnp.ones((1, 4)), nnx.to_pure_dict(state)
+      >>> (merge(graph, {**params, "lora": lora})(x) - merge(graph, params)(x)).round(4).tolist()[0][:2]
+      [4.0, 4.0]
+    """
+    plain, extras = _split(params, ())
+    merged = nnx.merge(graph, plain)
+    for path, name, extra in extras:
+        module = merged
+        for part in path:
+            module = getattr(module, part) if isinstance(part, str) else module[part]
+        if not hasattr(type(module), name):
+            where = "/".join(map(str, path)) or "the top"
+            check.fail_value("the parameters", f"to have no {name!r} at {where}, a {type(module).__name__}", sorted(extra))
+        setattr(module, name, nnx.data(extra))
+    return merged
+
+
+def _split(params: Mapping, path: tuple) -> tuple[dict, list[tuple[tuple, str, Mapping]]]:
+    """Returns the tree without its extras, and of each extra the path of its module, its name and its parameters."""
+    plain, extras = {}, []
+    for name, part in params.items():
+        if not isinstance(part, Mapping):
+            plain[name] = part
+        elif name in EXTRAS:
+            extras.append((path, name, part))
+        else:
+            plain[name], below = _split(part, (*path, name))
+            extras += below
+    return plain, extras
