@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import round_speed
 
 import fedjax_tx as ftx
 
 
+@pytest.mark.slow
 def test_the_benchmark_reports_every_lane_count(tmp_path, capsys):
     figures = round_speed.main(round_speed.Settings(smoke=True, out=tmp_path / "figures.json"))
     assert (tmp_path / "figures.json").exists()

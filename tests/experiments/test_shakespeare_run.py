@@ -53,6 +53,7 @@ def test_the_scores_are_those_of_all_clients(run):
     np.testing.assert_allclose(run.scores["unseen/loss"], np.average(everyone[0], weights=everyone[1]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_configuration_given_back_is_the_same_run(run, settings, tmp_path):
     arguments = ["--config", str(settings.run_dir / "config.json"), "--run-dir", str(tmp_path), "--no-compare-central"]
     again = shakespeare.train(shakespeare.read_settings(arguments))

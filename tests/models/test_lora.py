@@ -385,6 +385,7 @@ def base_bytes() -> int:
     return tree.num_bytes(jax.eval_shape(decoder(**MEDIUM).init, jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_lanes_hold_adapters_only():
     assert base_bytes() > 4 * 3_000_000
     growth = {}

@@ -104,7 +104,11 @@ def swept():
 # ---- a cell is its single run
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW_TO_COMPILE = ("two passes", "decoder")
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_TO_COMPILE else name for name in CASES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_each_cell_is_its_single_run(name):
     experiment, grid = experiment_of(name)
     evaluate = {"test": experiment.train} if name in ("fed_avg", "scaffold") else {}
@@ -182,6 +186,7 @@ def saved_choice(directory, name="settings_at_once"):
     return json.loads((directory / "sweep.json").read_text())["execution"][name]
 
 
+@pytest.mark.slow
 def test_as_many_settings_run_side_by_side_as_fit(tmp_path, monkeypatch):
     experiment, _ = experiment_of("fed_avg")
     grid = {"client_lr": [0.1, 0.2, 0.3, 0.4]}
@@ -267,7 +272,7 @@ def selects_by_setting(loop):
     return loop.params["cond_jaxpr"].out_avals[0].shape != ()
 
 
-@pytest.mark.parametrize("name", ["fed_avg", "scaffold", "two passes", "decoder"])
+@pytest.mark.parametrize("name", ["fed_avg", "scaffold", "two passes", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_every_loop_keeps_one_trip_count_for_all_settings(name):
     _, run = program(name)
     found = list(loops(jax.make_jaxpr(run)(np.int32(1)).jaxpr))
