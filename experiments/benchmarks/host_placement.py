@@ -8,6 +8,9 @@ Three systems take turns on the same rounds: data on the device with nothing pla
 host. They are compared by the ratio within a turn and end at the same parameters, bit for bit. A thread of the benchmark's own
 waits for each round's result and notes when it is there: the device is busy from the dispatch until then.
 
+The same is read from a trace of JAX's profiler, over a few more rounds: how much of the host's span "prepare the next call" lies
+within the spans in which the CPU device executes a program.
+
 Memory is that of a process with one of the placements: its peak (VmHWM: pages of the mapped file that were touched count, though
 the system may take them back at any time) and what is its own at the end (RssAnon). On CPU the device's memory is the process's.
 
@@ -36,6 +39,7 @@ import fedjax_tx as ftx
 from fedjax_tx.simulation import rounds
 
 Placement = Literal["device", "host"]
+PREPARING, EXECUTING = "prepare the next call", "ThunkExecutor::Execute"  # the second is XLA's name for a program on a CPU device
 SYSTEMS: dict[str, tuple[Placement, int]] = {"device, nothing ahead": ("device", 0), "device": ("device", 1), "host": ("host", 1)}
 
 
@@ -43,8 +47,9 @@ SYSTEMS: dict[str, tuple[Placement, int]] = {"device, nothing ahead": ("device",
 class Settings:
     """What is measured.
 
-    clients: of the data set. lanes: of the rounds. repeats: turns; the median is shown, and the lowest and highest.
-    memory_rounds: how many rounds the processes train whose memory is told. out: a JSON file for the figures.
+      clients: of the data set. lanes: of the rounds. repeats: turns; the median is shown, and the lowest and highest.
+      memory_rounds: how many rounds the processes train whose memory is told. traced_rounds: under the profiler.
+    out: a JSON file for the figures.
     """
 
     clients: int = 1_000_000
@@ -52,6 +57,7 @@ class Settings:
     lanes: int = 128
     repeats: int = 21
     memory_rounds: int = 5
+    traced_rounds: int = 5
     smoke: bool = False
     out: Path | None = None
     features: int = 60
@@ -142,6 +148,55 @@ def time_systems(settings: Settings, directory: Path, cohorts: str, shuffle: boo
     return told
 
 
+def trace_overlap(settings: Settings, directory: Path, placement: Placement) -> dict[str, float]:
+    """Trains some rounds under JAX's profiler; returns the seconds of preparing the next calls, and of these within execution."""
+    experiment = make_experiment(settings, ftx.data.FederatedDataset.open(directory), make_cohorts(settings, "uniform"))
+    execution = ftx.Execution(num_lanes=settings.lanes, rounds_per_call=1, mesh=None, placement=placement)
+    round_fn = ftx.make_round(experiment, execution)
+    state, _ = round_fn(round_fn.init())
+    prepare = rounds.prepare_ahead
+
+    def annotated(*arguments):
+        with jax.profiler.TraceAnnotation(PREPARING):
+            return prepare(*arguments)
+
+    rounds.prepare_ahead = annotated
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            for _ in range(settings.traced_rounds):
+                state, _ = round_fn(state)
+        rounds.prepare_ahead = prepare
+        (trace,) = Path(folder).rglob("*.xplane.pb")
+        spans = read_spans(trace)
+    busy = join_spans(spans[EXECUTING])
+    within = sum(max(0.0, min(end, last) - max(start, first)) for start, end in spans[PREPARING] for first, last in busy)
+    return {"prepare": sum(end - start for start, end in spans[PREPARING]), "overlap": within}
+
+
+def read_spans(trace: Path) -> dict[str, list[tuple[float, float]]]:
+    """Returns from when to when, in seconds, the host prepared and the device executed, by a trace."""
+    spans: dict[str, list[tuple[float, float]]] = {PREPARING: [], EXECUTING: []}
+    for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                if event.name in spans:
+                    spans[event.name].append((event.start_ns / 1e9, (event.start_ns + event.duration_ns) / 1e9))
+    return spans
+
+
+def join_spans(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns the same times without overlaps: a program's span holds those of its loops' bodies."""
+    joined: list[tuple[float, float]] = []
+    for start, end in sorted(spans):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
+
+
 def measure_memory(settings: Settings, directory: Path, placement: Placement) -> dict[str, int]:
     """Trains some rounds in this process; returns its peak and its own memory, in bytes."""
     experiment = make_experiment(settings, ftx.data.FederatedDataset.open(directory), make_cohorts(settings, "uniform"))
@@ -157,9 +212,10 @@ def measure_memory(settings: Settings, directory: Path, placement: Placement) ->
 def main(settings: Settings) -> dict:
     """Measures and prints the tables."""
     if settings.smoke:
-        settings = Settings(50, 10, 2, 2, 1, True, settings.out, 6, 4)
+        settings = Settings(50, 10, 2, 2, 1, 2, True, settings.out, 6, 4)
     rows: dict[str, dict] = {}
     memory: dict[str, dict] = {}
+    traced: dict[str, dict] = {}
     placements: tuple[Placement, ...] = ("device", "host")
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -169,10 +225,11 @@ def main(settings: Settings) -> dict:
         save_population(settings.clients, settings.features, directory)
         for placement in placements:
             memory[placement] = pool.submit(measure_memory, settings, directory, placement).result()
+            traced[placement] = pool.submit(trace_overlap, settings, directory, placement).result()
         for cohorts, shuffle in (("uniform", False), ("uniform", True), ("poisson", True)):
             label = f"{cohorts}, {'shuffled' if shuffle else 'stored order'}"
             rows[label] = pool.submit(time_systems, settings, directory, cohorts, shuffle).result()
-    return report(settings, rows, memory)
+    return report(settings, rows, memory, traced)
 
 
 def spread(values: np.ndarray, digits: int) -> str:
@@ -180,7 +237,7 @@ def spread(values: np.ndarray, digits: int) -> str:
     return f"{np.median(values):.{digits}f} ({values.min():.{digits}f}–{values.max():.{digits}f})"
 
 
-def report(settings: Settings, rows: dict, memory: dict) -> dict:
+def report(settings: Settings, rows: dict, memory: dict, traced: dict) -> dict:
     """Prints Markdown tables and returns their figures."""
     device = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
     print(f"\n{settings.clients_per_round} of {settings.clients:,} clients a round, {settings.repeats} turns, {device}\n")
@@ -198,7 +255,10 @@ def report(settings: Settings, rows: dict, memory: dict) -> dict:
     print("\n| data | peak memory, MB | own memory at the end, MB |\n|---|---|---|")
     for placement, one in memory.items():
         print(f"| {placement} | {one['VmHWM'] / 1e6:.0f} | {one['RssAnon'] / 1e6:.0f} |")
-    figures = {"rows": rows, "memory": memory, "device": device}
+    print("\n| data | preparing the next call, ms a round | of it while the device executes, by the profiler |\n|---|---|---|")
+    for placement, one in traced.items():
+        print(f"| {placement} | {1e3 * one['prepare'] / settings.traced_rounds:.2f} | {one['overlap'] / one['prepare']:.3f} |")
+    figures = {"rows": rows, "memory": memory, "traced": traced, "device": device}
     if settings.out is not None:
         settings.out.write_text(json.dumps(figures, indent=2))
     return figures
