@@ -160,7 +160,10 @@ TABLE = {
     ),
     ftx.models.merge_lora: ({"params": {}}, {"params": [3, {}], "lora_alpha": ["4", -1.0]}),
     ftx.tasks.next_token: ({"model": MODEL}, {"model": [3], "pad_id": ["0", -1], "column": text}),
-    ftx.tasks.classification: ({"model": MODEL}, {"model": [3], "inputs": text, "labels": text}),
+    ftx.tasks.classification: (
+        {"model": MODEL},
+        {"model": [3], "inputs": text, "labels": text, "num_classes": ["4", 1], "num_bins": count},
+    ),
     ftx.tasks.regression: ({"model": MODEL}, {"model": [3], "inputs": text, "targets": text}),
     ftx.tasks.freeze: ({"task": TASK, "trainable": "*"}, {**task, "trainable": [3, []]}),
     ftx.algorithms.ditto: (

@@ -166,7 +166,8 @@ def _read_piece(num_clients: int, metrics: Mapping[str, tuple[Array, Array]]) ->
 def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:
     """Returns the mean of each metric over all examples and its spread over clients, as ``{"name/metric...": number}``.
 
-    The spread is that of the clients' own means, each client counting once: percentiles 10, 50 and 90.
+    The spread is that of the clients' own means, each client counting once: percentiles 10, 50 and 90. A metric by groups of
+    examples is pooled group by group first; the number it then makes stands under its name, its parts under ``name/metric/part``.
 
     Example:
       >>> summary = summarise("test", {"loss": (np.array([1.0, 3.0]), np.array([3.0, 1.0]))})
@@ -175,13 +176,23 @@ def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:
     """
     check.instance("name", name, str, "a string")
     summary = {}
-    for metric, (value, weight) in sorted(check.mapping("metrics", metrics).items()):
-        own = value[weight > 0]
-        summary[f"{name}/{metric}"] = weighted_mean(value, weight)
+    for metric, pair in sorted(check.mapping("metrics", metrics).items()):
+        mean, own, parts = _by_groups(pair) if hasattr(pair, "overall") else (weighted_mean(*pair), pair[0][pair[1] > 0], {})
+        summary[f"{name}/{metric}"] = mean
         for percentile in _PERCENTILES:
             key = f"{name}/{metric}/client_p{percentile}"
             summary[key] = float(np.percentile(own, percentile)) if own.size else float("nan")
+        summary |= {f"{name}/{metric}/{part}": value for part, value in parts.items()}
     return summary
+
+
+def _by_groups(pair: Any) -> tuple[float, np.ndarray, dict[str, float]]:
+    """Of a metric by groups: its number over all examples, that of each client that has any, and its parts."""
+    own = pair.weight.sum(-1) > 0
+    means = [weighted_mean(value, weight) for value, weight in zip(pair.value.T, pair.weight.T, strict=True)]
+    pooled = pair._replace(value=np.array(means), weight=pair.weight.sum(0, dtype=np.float64))
+    parts = {part: float(value) for part, value in pooled.parts().items()}
+    return float(pooled.overall()) if own.any() else float("nan"), pair.overall()[own], parts
 
 
 def evaluation_work(experiment: Experiment, dataset: FederatedDataset) -> LocalWork:

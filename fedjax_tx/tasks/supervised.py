@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_tx import check
 from fedjax_tx.tasks.parts import check_arguments, cross_entropy, is_right, mean_of_real, read_column, with_model
+from fedjax_tx.tasks.scores import calibration_error, recall
 from fedjax_tx.types import Model, Task
 
 
@@ -56,16 +57,25 @@ def next_token(model: Model, *, pad_id: int | None = None, column: str = "tokens
     return Task(**with_model(model, lambda batch: read(batch)[0]), loss=loss, metrics=metrics)
 
 
-def classification(model: Model, *, inputs: str = "x", labels: str = "y") -> Task:
+def classification(
+    model: Model, *, inputs: str = "x", labels: str = "y", num_classes: int | None = None, num_bins: int = 15
+) -> Task:
     """Returns the task of naming each example's class, by cross-entropy, with the metric ``accuracy``.
+
+    With ``num_classes`` evaluation has two more: ``recall``, the mean over classes (balanced accuracy) beside
+    ``recall/class_0`` ... of each, and ``calibration_error``, the expected calibration error (arXiv 1706.04599). Both are made
+    from what is pooled over all examples of an evaluation set; in the clients' percentiles, from each client's own.
 
     Args:
       model: ``apply(params, inputs[batch, ...], key=) -> logits[batch, classes]``.
       inputs: the batch's column that the model reads.
       labels: the batch's column of integers [batch], 0 to classes - 1.
+      num_classes: how many classes the model's logits have, for the metrics by class and by confidence; by default without.
+      num_bins: bins of equal width for the confidence.
 
     Raises:
-      TypeError, ValueError: an argument is of the wrong type; in use, a column is missing or labels are no integers.
+      TypeError, ValueError: an argument is of the wrong type; in use, a column is missing, labels are no integers, or logits
+        have another number of classes.
 
     Example:
       >>> model = Model(lambda key: jnp.zeros((3, 2)), lambda params, x, key=None: x @ params)
@@ -78,14 +88,23 @@ def classification(model: Model, *, inputs: str = "x", labels: str = "y") -> Tas
       [1.0, 1.0, 1.0, 1.0]
     """
     check_arguments(model, inputs=inputs, labels=labels)
+    if num_classes is not None:
+        check.integer("num_classes", num_classes, low=2)
+    check.integer("num_bins", num_bins, low=1)
 
     def loss(outputs, batch):
         value = cross_entropy(outputs["logits"], read_column(batch, labels, integers=True))
         return value, jnp.ones_like(value)
 
     def metrics(outputs, batch):
-        value = is_right(outputs["logits"], read_column(batch, labels, integers=True))
-        return {"accuracy": (value, jnp.ones_like(value))}
+        logits, wanted = outputs["logits"], read_column(batch, labels, integers=True)
+        value = is_right(logits, wanted)
+        metrics = {"accuracy": (value, jnp.ones_like(value))}
+        if num_classes is None:
+            return metrics
+        if logits.shape[-1] != num_classes:
+            check.fail_value("the model's logits", f"of {num_classes} classes, as num_classes says", logits.shape)
+        return metrics | {"recall": recall(logits, wanted), "calibration_error": calibration_error(logits, wanted, num_bins)}
 
     return Task(**with_model(model, lambda batch: read_column(batch, inputs)), loss=loss, metrics=metrics)
 
