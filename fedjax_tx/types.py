@@ -84,7 +84,8 @@ class ClientInfo(NamedTuple):
 
     id: index of the client in the data set. slot: its position in the cohort. num_examples: how many examples it holds.
     num_steps: how many local steps it makes in this pass. version: age in server updates of the model that it starts from
-    (0 is the current one). covariates: what the cohort source says of it beside that (a dict of arrays, often empty).
+    (0 is the current one). covariates: what the cohort source says of it beside that (a dict of arrays, often empty); in its
+    batches they are columns, alike in every row.
     key: its randomness in this round and pass. batch: the shapes of its batches.
     """
 

@@ -29,6 +29,8 @@ ELSEWHERE = f"{tempfile.mkdtemp()}/curves.png"
 task, optimizer, count, text = {"task": ["logistic"]}, ["sgd"], ["4", 0], [3]
 server = {"server_optimizer": optimizer}
 rate = ["fast", -1.0]
+labelled = {"data": [DATA.columns, ftx.data.take_part(DATA, 0, 2)], "labels": [3, "label"]}
+classes = [["many", "few"], [1.0, -1.0], [0.0, 0.0], [[1.0, 2.0]]]
 
 TABLE = {
     ftx.EarlyStop: (
@@ -107,6 +109,16 @@ TABLE = {
         {"durations": [1.0, 2.0], "concurrency": 2, "buffer_size": 1, "max_staleness": 3},
         {"durations": [["slow"], [1.0, 0.0]], "concurrency": count, "buffer_size": count, "max_staleness": ["4", -1]},
     ),
+    ftx.data.class_counts: ({"data": DATA, "num_classes": 3}, {**labelled, "num_classes": count}),
+    ftx.data.oversample_classes: ({"data": DATA, "seed": 0}, {**labelled, "seed": [0.5, -1], "within": [3, "clients"]}),
+    ftx.data.sample_classes: (
+        {"data": DATA, "seed": 0},
+        {**labelled, "seed": [0.5, -1], "within": [3, "clients"], "power": ["half", -1.0, 2.0]},
+    ),
+    ftx.data.with_covariates: (
+        {"cohorts": ftx.data.all_clients(), "counts": [1, 2]},
+        {"cohorts": [[0, 1]], "tables": []},
+    ),
     ftx.data.fixed_cohorts: ({"ids": [[0]]}, {"ids": [3, [], [[0.5]]]}),
     ftx.data.load: ({"name": "shakespeare"}, {"name": [3, "shakespear"], "options": []}),
     ftx.data.gather_parts: ({"data": DATA}, {"data": [DATA.columns, ftx.data.take_part(DATA, 0, 2)]}),
@@ -164,6 +176,13 @@ TABLE = {
         {"model": MODEL},
         {"model": [3], "inputs": text, "labels": text, "num_classes": ["4", 1], "num_bins": count},
     ),
+    ftx.tasks.class_weighted: ({"task": TASK, "weights": [1.0, 2.0]}, {**task, "weights": classes, "labels": text}),
+    ftx.tasks.effective_number_weights: ({"counts": [1, 2], "beta": 0.5}, {"counts": classes, "beta": [*rate, 1.0]}),
+    ftx.tasks.fed_lc: ({"task": TASK, "tau": 1.0}, {**task, "tau": rate}),
+    ftx.tasks.fed_rs: ({"task": TASK, "alpha": 0.5}, {**task, "alpha": [*rate, 1.5]}),
+    ftx.tasks.focal: ({"task": TASK, "gamma": 2.0}, {**task, "gamma": rate, "labels": text}),
+    ftx.tasks.inverse_frequency_weights: ({"counts": [1, 2]}, {"counts": classes}),
+    ftx.tasks.logit_adjusted: ({"task": TASK, "counts": [1, 2]}, {**task, "counts": [*classes, [1, 0]], "tau": rate}),
     ftx.tasks.regression: ({"model": MODEL}, {"model": [3], "inputs": text, "targets": text}),
     ftx.tasks.freeze: ({"task": TASK, "trainable": "*"}, {**task, "trainable": [3, []]}),
     ftx.algorithms.ditto: (

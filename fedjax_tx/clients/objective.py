@@ -1,6 +1,7 @@
 """The one place where losses and metrics are masked and averaged."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,6 @@ def no_metrics(names: Mapping[str, object]) -> Metrics:
     return {name: scalar if pair is None else tree.zeros(pair) for name, pair in names.items()}
 
 
-def _of_its_kind(pair: tuple[Array, Array], value: Array, weight: Array) -> tuple[Array, Array]:
+def _of_its_kind(pair: Any, value: Array, weight: Array) -> tuple[Array, Array]:
     """(value, weight) as a tuple of the kind of ``pair``, which says how the metric becomes one number in the end."""
     return type(pair)(value, weight) if hasattr(pair, "overall") else (value, weight)

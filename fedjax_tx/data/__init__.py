@@ -1,7 +1,15 @@
 """Clients' data: federated data sets, cohorts, schedules, sources."""
 
+from fedjax_tx.data.classes import class_counts, oversample_classes, sample_classes
 from fedjax_tx.data.clock import async_cohorts
-from fedjax_tx.data.cohort import all_clients, fixed_cohorts, poisson_cohorts, uniform_cohorts, weighted_cohorts
+from fedjax_tx.data.cohort import (
+    all_clients,
+    fixed_cohorts,
+    poisson_cohorts,
+    uniform_cohorts,
+    weighted_cohorts,
+    with_covariates,
+)
 from fedjax_tx.data.federated import FederatedDataset
 from fedjax_tx.data.loading import load
 from fedjax_tx.data.parts import gather_parts, take_part
@@ -12,11 +20,15 @@ __all__ = [
     "LocalWork",
     "all_clients",
     "async_cohorts",
+    "class_counts",
     "fixed_cohorts",
     "gather_parts",
     "load",
+    "oversample_classes",
     "poisson_cohorts",
+    "sample_classes",
     "take_part",
     "uniform_cohorts",
     "weighted_cohorts",
+    "with_covariates",
 ]

@@ -179,6 +179,51 @@ def fixed_cohorts(ids: np.ndarray | list) -> CohortSource:
     return CohortSource(init, select, lambda num_clients: max(row.size for row in rows), description, repeats=repeats)
 
 
+def with_covariates(cohorts: CohortSource, **tables: ArrayLike) -> CohortSource:
+    """Cohorts whose clients bring what ``tables`` say of each: client i the row ``table[i]``, under the table's name.
+
+    A trainer finds it in ``info.covariates``, a task in the batches of training: a column that is alike in all rows of a client.
+    A round is sent the rows of its own clients, never the table. Evaluation has none of it.
+
+    Args:
+      cohorts: any source. tables: [client, ...] arrays of numbers, such as ``class_counts=`` for ``ftx.tasks.fed_lc``.
+
+    Errors: ``TypeError``, ``ValueError`` for tables that aren't such, and, when a run starts, for another number of clients.
+
+    Example:
+      >>> source = with_covariates(fixed_cohorts([[1, 0]]), class_counts=[[5, 0], [2, 3]])
+      >>> cohort, state = source.select(source.init(2), np.random.default_rng(0), None)
+      >>> cohort.covariates["class_counts"].tolist()
+      [[2, 3], [5, 0]]
+    """
+    check.instance("cohorts", cohorts, CohortSource, "a CohortSource")
+    arrays = {name: _table(name, table) for name, table in tables.items()}
+    if not arrays:
+        raise ValueError("expected with_covariates() to be given a table, such as class_counts=..., got none")
+
+    def init(num_clients):
+        for name, array in arrays.items():
+            if len(array) != num_clients:
+                check.fail_value(name, f"to have {num_clients} rows, one for each client", f"{len(array)} rows")
+        return cohorts.init(num_clients)
+
+    def select(state, generator, last_client_metrics):
+        selected, state = cohorts.select(state, generator, last_client_metrics)
+        cohort = selected if isinstance(selected, Cohort) else Cohort(np.asarray(selected))
+        own = {name: array[np.asarray(cohort.ids, np.int64)] for name, array in arrays.items()}
+        return cohort._replace(covariates={**cohort.covariates, **own}), state
+
+    told = ", ".join(f"{name} checksum {zlib.crc32(array.tobytes()):08x}" for name, array in arrays.items())
+    return cohorts._replace(init=init, select=select, description=f"with_covariates({cohorts.description}, {told})")
+
+
+def _table(name: str, table: ArrayLike) -> np.ndarray:
+    array = np.asarray(table)
+    if array.dtype.kind not in "iuf" or array.ndim < 1:
+        check.fail_type(name, "an array of numbers with a row for each client", table)
+    return np.ascontiguousarray(array.astype(np.float32 if array.dtype.kind == "f" else np.int32))
+
+
 def as_cohort(selected: Cohort | ArrayLike, num_clients: int, max_clients: int) -> Cohort:
     """Returns what a source selected as a checked ``Cohort`` with all fields filled in."""
     cohort = selected if isinstance(selected, Cohort) else Cohort(np.asarray(selected))

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Key
 
-from fedjax_tx import prng, tree
+from fedjax_tx import check, prng, tree
 from fedjax_tx.data.schedule import Schedule
 from fedjax_tx.simulation.mesh import join
 from fedjax_tx.types import BatchShapes, ClientInfo, Linear, Metrics, Pass, PyTree, Rows, Stacked, Totals
@@ -202,6 +202,7 @@ def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size,
     rows = schedule.order[schedule.first[number][:, None] + jnp.where(mask, position, 0)]
     batch = {name: column[rows] for name, column in columns.items()}
     lane_infos = tree.take(infos, schedule.slot[number])
+    batch |= _broadcast_rows(columns, lane_infos.covariates, batch_size)
     keys = jax.vmap(prng.fold)(lane_infos.key, schedule.step[number])
 
     def step(info, local, batch, mask, key):
@@ -214,6 +215,14 @@ def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size,
     stepped = step(*one)
     watch("what it carries on", stepped, schedule.slot[number, 0], schedule.step[number, 0], one[2])
     return jax.tree.map(lambda leaf: leaf[None], stepped)
+
+
+def _broadcast_rows(columns, covariates, batch_size) -> dict:
+    """What the cohort says of each lane's client, as columns [lane, row, ...] of its batch, alike in every row."""
+    for name in covariates:
+        if name in columns:
+            check.fail_value("the cohort's covariates", f"to be named otherwise than the data's columns {sorted(columns)}", name)
+    return {name: jnp.repeat(value[:, None], batch_size, axis=1) for name, value in covariates.items()}
 
 
 def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _Collected, watch) -> _Collected:

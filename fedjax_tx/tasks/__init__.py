@@ -5,6 +5,27 @@ example without any real target has value 0 and weight 0, so that averages and g
 """
 
 from fedjax_tx.tasks.freeze import freeze
+from fedjax_tx.tasks.imbalance import (
+    class_weighted,
+    effective_number_weights,
+    fed_lc,
+    fed_rs,
+    focal,
+    inverse_frequency_weights,
+    logit_adjusted,
+)
 from fedjax_tx.tasks.supervised import classification, next_token, regression
 
-__all__ = ["classification", "freeze", "next_token", "regression"]
+__all__ = [
+    "class_weighted",
+    "classification",
+    "effective_number_weights",
+    "fed_lc",
+    "fed_rs",
+    "focal",
+    "freeze",
+    "inverse_frequency_weights",
+    "logit_adjusted",
+    "next_token",
+    "regression",
+]

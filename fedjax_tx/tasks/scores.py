@@ -35,7 +35,7 @@ class Recall(NamedTuple):
 
     def parts(self) -> dict[str, np.ndarray]:
         """Returns each class's recall by name."""
-        return {f"class_{number}": self.value[..., number] for number in range(self.value.shape[-1])}
+        return {f"class_{number}": np.asarray(self.value[..., number]) for number in range(self.value.shape[-1])}
 
 
 class CalibrationError(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax_tx import prng
-from fedjax_tx.data import all_clients, fixed_cohorts, uniform_cohorts, weighted_cohorts
+from fedjax_tx.data import all_clients, fixed_cohorts, uniform_cohorts, weighted_cohorts, with_covariates
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.types import Cohort
 
@@ -159,3 +159,27 @@ def test_weights_that_cannot_be_are_refused(error, message, count, weights):
 def test_weights_of_another_number_of_clients_are_refused_when_the_run_starts():
     with pytest.raises(ValueError, match="expected weights to have 3 entries, one for each client, got '2 entries'"):
         weighted_cohorts(1, [1, 2]).init(3)
+
+
+def test_covariates_are_rows_of_the_cohorts_clients_beside_those_it_had():
+    ids, delays = np.array([3, 0, 1]), np.array([0.5, 1.5, 0.0])
+    inner = fixed_cohorts([ids])._replace(
+        select=lambda state, *_: (Cohort(ids, np.array([1, 0, 0]), {"delay": delays}), state + 1)
+    )
+    source = with_covariates(inner, counts=np.arange(8).reshape(4, 2), share=[0.5, 0.25, 0.125, 1.0])
+    cohort, state = source.select(source.init(4), np.random.default_rng(0), None)
+    assert int(state) == 1
+    assert cohort.version.tolist() == [1, 0, 0]
+    assert cohort.covariates["delay"].tolist() == delays.tolist()
+    assert cohort.covariates["counts"].tolist() == [[6, 7], [0, 1], [2, 3]]
+    assert cohort.covariates["share"].tolist() == [1.0, 0.5, 0.25]
+    assert (cohort.covariates["counts"].dtype, cohort.covariates["share"].dtype) == (np.int32, np.float32)
+
+
+def test_covariates_for_other_clients_are_refused_and_other_tables_have_other_names():
+    source = with_covariates(all_clients(), counts=[1, 2])
+    with pytest.raises(ValueError, match="counts to have 3 rows, one for each client, got '2 rows'"):
+        source.init(3)
+    assert source.description != with_covariates(all_clients(), counts=[1, 3]).description
+    with pytest.raises(ValueError, match="a table, such as class_counts=..., got none"):
+        with_covariates(all_clients())
