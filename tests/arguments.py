@@ -141,6 +141,7 @@ TABLE = {
         {"clients_per_round": 1, "weights": [1.0, 2.0]},
         {"clients_per_round": [*count, 3], "weights": [["big"], [1.0, -1.0]]},
     ),
+    ftx.models.adapters: ({"model": MODEL, "size": 1}, {"model": [3], "size": count, "where": [3, [], "haed"]}),
     ftx.models.add_lora: ({"params": {}, "model": ADAPTED, "key": jax.random.key(0)}, {"model": [3, MODEL], "key": [3]}),
     ftx.models.decoder: (
         {"vocab_size": 8},
@@ -155,6 +156,7 @@ TABLE = {
             "lora_alpha": ["4", -1.0],
         },
     ),
+    ftx.models.features: ({"model": MODEL}, {"model": [3], "head": [3, "haed"]}),
     ftx.models.generate: (
         {"model": MODEL, "params": {}, "prompt": jnp.array([1]), "num_tokens": 1, "key": jax.random.key(0), "max_length": 4},
         {
@@ -170,6 +172,7 @@ TABLE = {
         {"model": MODEL, "rank": 1},
         {"model": [3], "rank": count, "alpha": ["4", -1.0], "where": [3, [], "haed"]},
     ),
+    ftx.models.prefix: ({"model": MODEL, "length": 1}, {"model": [3], "length": count, "where": [3, [], "haed"]}),
     ftx.models.merge_lora: ({"params": {}}, {"params": [3, {}], "lora_alpha": ["4", -1.0]}),
     ftx.tasks.next_token: ({"model": MODEL}, {"model": [3], "pad_id": ["0", -1], "column": text}),
     ftx.tasks.classification: (

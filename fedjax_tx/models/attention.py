@@ -12,6 +12,7 @@ arXiv:2002.04745) instead of after it, and its activation is the tanh form of GE
 Dropout acts on the output of each residual branch, not on the attention weights, which fused kernels never form.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -77,6 +78,29 @@ def fastest_implementation(dtype, head_width: int) -> str:
     return "cudnn" if half and nvidia and head_width % 8 == 0 and head_width <= 128 else "xla"
 
 
+def with_prefix(prefix: Mapping[str, Array], k_BxSxHxD: Array, v_BxSxHxD: Array, valid_BxS: Array | None, causal: bool):
+    """Returns keys, values and mask of an attention of which every position also sees the prefix, [length, heads * size] each.
+
+    Example:
+      >>> prefix, zeros = {"key": jnp.ones((2, 8)), "value": jnp.ones((2, 8))}, jnp.zeros((1, 3, 4, 2))
+      >>> keys, values, mask = with_prefix(prefix, zeros, zeros, None, causal=True)
+      >>> keys.shape, mask.astype(int)[0, 0].tolist()
+      ((1, 5, 4, 2), [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    """
+    batch, time, *heads = k_BxSxHxD.shape
+    length = prefix["key"].shape[0]
+
+    def put_before(x_BxSxHxD, part):
+        part = jnp.broadcast_to(part.reshape(length, *heads).astype(x_BxSxHxD.dtype), (batch, length, *heads))
+        return jnp.concatenate([part, x_BxSxHxD], axis=1)
+
+    seen_BxSxS = jnp.ones((batch, time, time), bool)
+    seen_BxSxS = jnp.tril(seen_BxSxS) if causal else seen_BxSxS
+    seen_BxSxS = seen_BxSxS if valid_BxS is None else seen_BxSxS & valid_BxS[:, None, :]
+    mask_Bx1xSxK = jnp.concatenate([jnp.ones((batch, time, length), bool), seen_BxSxS], axis=-1)[:, None]
+    return put_before(k_BxSxHxD, prefix["key"]), put_before(v_BxSxHxD, prefix["value"]), mask_Bx1xSxK
+
+
 class SelfAttention(nnx.Module):
     """Multi-head self-attention: ``attention(x[batch, time, width], valid[batch, time]) -> [batch, time, width]``.
 
@@ -96,6 +120,8 @@ class SelfAttention(nnx.Module):
       >>> attention(jnp.ones((1, 5, 8))).shape
       (1, 5, 8)
     """
+
+    prefix: Mapping[str, Array] | None = None  # hung here by ``layers.merge`` (see ``models.prefix``)
 
     def __init__(
         self,
@@ -131,6 +157,9 @@ class SelfAttention(nnx.Module):
         mask_Bx1x1xS = None if valid_BxS is None else valid_BxS[:, None, None, :]
         implementation = self.implementation or fastest_implementation(q_BxSxHxD.dtype, heads[-1])
         options: dict[str, Any] = {"mask": mask_Bx1x1xS, "is_causal": self.causal, "implementation": implementation}
+        if self.prefix is not None:
+            k_BxSxHxD, v_BxSxHxD, mask = with_prefix(self.prefix, k_BxSxHxD, v_BxSxHxD, valid_BxS, self.causal)
+            options = {"mask": mask, "implementation": "xla"}
         o_BxSxHxD = jax.nn.dot_product_attention(q_BxSxHxD, k_BxSxHxD, v_BxSxHxD, **options)
         return self.out(o_BxSxHxD.reshape(batch, time, width))
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from fedjax_tx import check, prng
+from fedjax_tx.models.layers import EXTRAS
 from fedjax_tx.types import Model, PyTree
 
 Path = tuple[str, ...]
@@ -38,10 +39,18 @@ def dense_kernels(path: Path, branch: dict) -> Place | None:
     return Place(tuple(kernel.shape), kernel.dtype, frozenset(branch))
 
 
-def places(model: Model, where: str | Sequence[str], place: Callable[[Path, dict], Place | None], kind: str) -> dict[Path, Place]:
+def places(
+    model: Model,
+    where: str | Sequence[str],
+    place: Callable[[Path, dict], Place | None],
+    kind: str,
+    *,
+    without: str | None = None,
+) -> dict[Path, Place]:
     """Returns the modules of a model that ``place`` takes and whose path one of the patterns ``where`` matches.
 
-    Errors: ``ValueError`` if the model has no such module, or if a pattern matches none (some are named).
+    Errors: ``ValueError`` if the model has no such module, if a pattern matches none (some are named), or if one that is matched
+    has the extra ``without`` already.
 
     Example:
       >>> from fedjax_tx.models import decoder
@@ -63,14 +72,18 @@ def places(model: Model, where: str | Sequence[str], place: Callable[[Path, dict
         check.instance("a pattern of where", pattern, str, "a string")
         if not any(fnmatchcase(name, pattern) for name in paths.values()):
             check.fail_value("where", f"to match {kind}, such as {', '.join(list(paths.values())[:8])}", pattern)
-    return {path: found[path] for path, name in paths.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    chosen = {path: found[path] for path, name in paths.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    for path, at in chosen.items():
+        if without in at.beside:
+            check.fail_value("where", f"to match {kind} without {without!r} only", paths[path])
+    return chosen
 
 
 def _walk(branch: Mapping, path: Path, place):
     if (found := place(path, branch)) is not None:
         yield path, found
     for name, part in branch.items():
-        if isinstance(part, dict):
+        if isinstance(part, dict) and name not in EXTRAS:
             yield from _walk(part, (*path, name), place)
 
 

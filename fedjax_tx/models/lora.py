@@ -43,10 +43,7 @@ def lora(model: Model, rank: int, alpha: float | None = None, *, where: str | Se
       (1, 2, 24)
     """
     scale = _scale(check.integer("rank", rank, low=1), alpha, "alpha")
-    kernels = extras.places(model, where, extras.dense_kernels, "dense layers")
-    for path, kernel in kernels.items():
-        if "lora" in kernel.beside:
-            check.fail_value("where", "to match layers without adapters only", "/".join(path))
+    kernels = extras.places(model, where, extras.dense_kernels, "dense layers", without="lora")
 
     def draw(path, kernel, key):
         *stack, inputs, outputs = kernel.shape

@@ -229,7 +229,7 @@ WRONG = [
         "dense layers, such as head, layers/attention/out, .*, got 'haed'",
         lambda: lora(PLAIN, 1, where=["head", "haed"]),
     ),
-    (ValueError, "where to match layers without adapters only, got 'layers/mlp_in'", lambda: lora(ADAPTED, 1, where="*mlp_in")),
+    (ValueError, "layers without 'lora' only, got 'layers/mlp_in'", lambda: lora(ADAPTED, 1, where="*mlp_in")),
     (ValueError, "no 'lora' at final_norm, a LayerNorm", lambda: PLAIN.apply(misplaced(), TOKENS)),
     (ValueError, "params to hold adapters", lambda: merge_lora(shapes_of(PLAIN))),
     (ValueError, "the model's parameters to hold adapters", lambda: add_lora({}, PLAIN, jax.random.key(0))),
