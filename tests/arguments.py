@@ -143,6 +143,15 @@ TABLE = {
     ),
     ftx.models.adapters: ({"model": MODEL, "size": 1}, {"model": [3], "size": count, "where": [3, [], "haed"]}),
     ftx.models.add_lora: ({"params": {}, "model": ADAPTED, "key": jax.random.key(0)}, {"model": [3, MODEL], "key": [3]}),
+    ftx.models.convolve: (
+        {"x": np.ones((1, 5, 2)), "kernel": np.ones((3, 2, 2))},
+        {
+            "x": [np.ones((5, 2))],
+            "kernel": [np.ones((3, 1, 2)), np.ones((3, 3, 2, 2)), np.ones((3, 2, 2), np.int32)],
+            "stride": count,
+            "padding": [3, "same", [(1, 1), (1, 1)], [(-1, 0)]],
+        },
+    ),
     ftx.models.decoder: (
         {"vocab_size": 8},
         {

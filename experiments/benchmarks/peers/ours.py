@@ -1,7 +1,7 @@
 """fedjax_tx as its README tells: a device a core, lanes chosen by measuring.
 
-Work A is the library's decoder, its parameters renamed; work B a ``Model`` around a plain JAX function, its convolutions matrix
-products, for a round is a loop inside a program.
+Work A is the library's decoder, its parameters renamed; work B a ``Model`` around a plain JAX function with the library's
+convolutions.
 """
 
 import functools
@@ -9,7 +9,7 @@ import functools
 import jax
 import numpy as np
 import optax
-from models_jax import conv_net, product_convolution
+from models_jax import conv_net
 from turns import read_arguments, turns
 from works import LEARNING_RATE, Work
 
@@ -41,7 +41,8 @@ OTHER_NAMES: dict[tuple[str, ...], str] = {
 
 def make_task(work: Work) -> ftx.Task:
     if work.name == "B":
-        model = ftx.Model(lambda key: work.params, lambda params, x, *, key=None: conv_net(params, x, product_convolution))
+        convolution = functools.partial(ftx.models.convolve, padding="VALID")
+        model = ftx.Model(lambda key: work.params, lambda params, x, *, key=None: conv_net(params, x, convolution))
         return ftx.tasks.classification(model)
     (length, width), layers = work.params["wpe"].shape, sum(name.endswith("_wqkv") for name in work.params)
     sizes = {"num_layers": layers, "num_heads": width // 32, "width": width, "max_length": length}
