@@ -1,20 +1,22 @@
 """The data sets that ship with the library, by name."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from fedjax_tx import check
 from fedjax_tx.data.federated import FederatedSplits
-from fedjax_tx.data.sources import shakespeare
+from fedjax_tx.data.sources import presidents, shakespeare
 
-_SOURCES = {"shakespeare": shakespeare.load}
+_SOURCES: dict[str, Callable[..., FederatedSplits]] = {"presidents": presidents.load, "shakespeare": shakespeare.load}
 
 
 def load(name: str, **options: Any) -> FederatedSplits:
     """Returns a data set as ``.train``, ``.test``, ``.unseen`` and a ``.report`` of counts.
 
     Args:
-      name: ``"shakespeare"``: next-character prediction, one client a role of a play.
+      name: ``"shakespeare"``: next-character prediction, one client a role of a play; ``"presidents"``: in which
+        period a passage of an annual message was written, one client a president.
       **options: what the source of that name takes, see ``fedjax_tx.data.sources``.
 
     Raises:
