@@ -18,6 +18,9 @@ import fedjax_tx as ftx
 
 TASK, SGD, DATA = problems.LOGISTIC, optax.sgd(0.1), problems.ragged_clients()
 MODEL = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4)
+HEADED = ftx.tasks.classification(
+    MODEL._replace(init=lambda key: {"head": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}, "heads": jnp.zeros(3)})
+)
 ADAPTED = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4, lora_rank=1)
 EXPERIMENT = problems.experiment()
 METRICS = {"loss": (np.ones(2), np.ones(2))}
@@ -196,7 +199,20 @@ TABLE = {
     ftx.tasks.inverse_frequency_weights: ({"counts": [1, 2]}, {"counts": classes}),
     ftx.tasks.logit_adjusted: ({"task": TASK, "counts": [1, 2]}, {**task, "counts": [*classes, [1, 0]], "tau": rate}),
     ftx.tasks.regression: ({"model": MODEL}, {"model": [3], "inputs": text, "targets": text}),
+    ftx.tasks.temperature: ({"task": TASK}, task),
     ftx.tasks.freeze: ({"task": TASK, "trainable": "*"}, {**task, "trainable": [3, []]}),
+    ftx.algorithms.ccvr: (
+        {"task": HEADED, "features": MODEL, "optimizer": SGD},
+        {
+            **task,
+            "features": [3],
+            "optimizer": optimizer,
+            **dict.fromkeys(["samples_per_class", "num_steps", "batch_size"], count),
+            "head": [3, "heads"],
+            **dict.fromkeys(["inputs", "labels"], text),
+        },
+    ),
+    ftx.algorithms.fit_temperature: ({"task": TASK}, task),
     ftx.algorithms.ditto: (
         {"task": TASK, "client_optimizer": SGD, "personal_learning_rate": 0.1, "proximal_strength": 0.1},
         {**task, **server, "client_optimizer": optimizer, "personal_learning_rate": rate, "proximal_strength": rate},

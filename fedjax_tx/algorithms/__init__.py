@@ -1,12 +1,26 @@
 """Federated methods, one file a paper."""
 
+from fedjax_tx.algorithms.ccvr import ccvr
 from fedjax_tx.algorithms.ditto import ditto
 from fedjax_tx.algorithms.fed_avg import fed_avg
 from fedjax_tx.algorithms.fed_buff import fed_buff
+from fedjax_tx.algorithms.fit_temperature import fit_temperature
 from fedjax_tx.algorithms.ifca import ifca
 from fedjax_tx.algorithms.mime import mime, mime_lite
 from fedjax_tx.algorithms.q_fed_avg import q_fed_avg
 from fedjax_tx.algorithms.scaffold import scaffold
 from fedjax_tx.algorithms.server import optax_server
 
-__all__ = ["ditto", "fed_avg", "fed_buff", "ifca", "mime", "mime_lite", "optax_server", "q_fed_avg", "scaffold"]
+__all__ = [
+    "ccvr",
+    "ditto",
+    "fed_avg",
+    "fed_buff",
+    "fit_temperature",
+    "ifca",
+    "mime",
+    "mime_lite",
+    "optax_server",
+    "q_fed_avg",
+    "scaffold",
+]

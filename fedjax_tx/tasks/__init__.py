@@ -15,6 +15,7 @@ from fedjax_tx.tasks.imbalance import (
     logit_adjusted,
 )
 from fedjax_tx.tasks.supervised import classification, next_token, regression
+from fedjax_tx.tasks.temperature import temperature
 
 __all__ = [
     "class_weighted",
@@ -28,4 +29,5 @@ __all__ = [
     "logit_adjusted",
     "next_token",
     "regression",
+    "temperature",
 ]
