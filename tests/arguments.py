@@ -32,6 +32,7 @@ ELSEWHERE = f"{tempfile.mkdtemp()}/curves.png"
 task, optimizer, count, text = {"task": ["logistic"]}, ["sgd"], ["4", 0], [3]
 server = {"server_optimizer": optimizer}
 rate = ["fast", -1.0]
+columns = [*text, [], ["x", 3], ["x", "x"]]
 labelled = {"data": [DATA.columns, ftx.data.take_part(DATA, 0, 2)], "labels": [3, "label"]}
 classes = [["many", "few"], [1.0, -1.0], [0.0, 0.0], [[1.0, 2.0]]]
 
@@ -168,6 +169,22 @@ TABLE = {
             "lora_alpha": ["4", -1.0],
         },
     ),
+    ftx.models.encoder: (
+        {"vocab_size": 8, "num_classes": 2},
+        {
+            **dict.fromkeys(["vocab_size", "num_layers", "num_heads", "width", "max_length", "mlp_width", "num_classes"], count),
+            "head": [3, "class"],
+            "pool": [3, "max"],
+            **dict.fromkeys(["pooler", "tie_embeddings", "normalise", "unroll"], ["yes"]),
+            "num_segments": ["2", -1],
+            "norm": [3, "before"],
+            "activation": [3, "relu"],
+            "layer_norm_epsilon": ["small", 0.0],
+            "dropout": ["much", 1.0],
+            "dtype": [3, jnp.int32],
+            "implementation": [3, "xlaa"],
+        },
+    ),
     ftx.models.features: ({"model": MODEL}, {"model": [3], "head": [3, "haed"]}),
     ftx.models.generate: (
         {"model": MODEL, "params": {}, "prompt": jnp.array([1]), "num_tokens": 1, "key": jax.random.key(0), "max_length": 4},
@@ -189,7 +206,7 @@ TABLE = {
     ftx.tasks.next_token: ({"model": MODEL}, {"model": [3], "pad_id": ["0", -1], "column": text}),
     ftx.tasks.classification: (
         {"model": MODEL},
-        {"model": [3], "inputs": text, "labels": text, "num_classes": ["4", 1], "num_bins": count},
+        {"model": [3], "inputs": columns, "labels": text, "num_classes": ["4", 1], "num_bins": count},
     ),
     ftx.tasks.class_weighted: ({"task": TASK, "weights": [1.0, 2.0]}, {**task, "weights": classes, "labels": text}),
     ftx.tasks.effective_number_weights: ({"counts": [1, 2], "beta": 0.5}, {"counts": classes, "beta": [*rate, 1.0]}),
@@ -198,7 +215,19 @@ TABLE = {
     ftx.tasks.focal: ({"task": TASK, "gamma": 2.0}, {**task, "gamma": rate, "labels": text}),
     ftx.tasks.inverse_frequency_weights: ({"counts": [1, 2]}, {"counts": classes}),
     ftx.tasks.logit_adjusted: ({"task": TASK, "counts": [1, 2]}, {**task, "counts": [*classes, [1, 0]], "tau": rate}),
-    ftx.tasks.regression: ({"model": MODEL}, {"model": [3], "inputs": text, "targets": text}),
+    ftx.tasks.masked_tokens: (
+        {"model": MODEL, "vocab_size": 8, "mask_id": 7},
+        {
+            "model": [3],
+            "vocab_size": count,
+            "mask_id": ["7", 8],
+            "pad_id": ["0", -1],
+            "special_ids": [3, ["a"], [-1]],
+            "rate": ["often", 0.0, 1.0],
+            "column": text,
+        },
+    ),
+    ftx.tasks.regression: ({"model": MODEL}, {"model": [3], "inputs": columns, "targets": text}),
     ftx.tasks.temperature: ({"task": TASK}, task),
     ftx.tasks.freeze: ({"task": TASK, "trainable": "*"}, {**task, "trainable": [3, []]}),
     ftx.algorithms.ccvr: (

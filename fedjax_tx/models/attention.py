@@ -1,4 +1,4 @@
-"""Multi-head self-attention and the pre-norm Transformer block around it.
+"""Multi-head self-attention and the Transformer block around it.
 
 Attention is that of "Attention Is All You Need" (arXiv:1706.03762), section 3.2::
 
@@ -7,7 +7,8 @@ Attention is that of "Attention Is All You Need" (arXiv:1706.03762), section 3.2
 
 with biases on the projections. W^Q, W^K and W^V are one matrix [width, 3 * width] of three blocks, in each of which the
 heads are contiguous. The block normalises before each branch ("On Layer Normalization in the Transformer Architecture",
-arXiv:2002.04745) instead of after it, and its activation is the tanh form of GELU.
+arXiv:2002.04745), or, as in the first Transformers and in BERT (arXiv:1810.04805), after each sum. Its activation is GELU
+(arXiv:1606.08415): x Phi(x), or the tanh form of it.
 
 Dropout acts on the output of each residual branch, not on the attention weights, which fused kernels never form.
 """
@@ -41,14 +42,16 @@ def linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype, rngs: nnx
     return Dense(inputs, outputs, kernel_init=normal, rngs=rngs, **options)
 
 
-def layer_norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, *, epsilon: float = LAYER_NORM_EPSILON, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Returns a layer norm over the last axis, with gain and bias; its statistics are float32 whatever ``dtype`` is.
+
+    ``epsilon`` is added to the variance.
 
     Example:
       >>> layer_norm(4, dtype=jnp.float32, rngs=nnx.Rngs(0))(jnp.ones((1, 4))).tolist()
       [[0.0, 0.0, 0.0, 0.0]]
     """
-    return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 def drop(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None, site: int) -> Float[Array, "..."]:
@@ -165,15 +168,20 @@ class SelfAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One pre-norm layer: x += Attention(Norm(x)), then x += W₂ gelu(W₁ Norm(x) + b₁) + b₂.
+    """One layer: attention, then a feed-forward branch W₂ gelu(W₁ x + b₁) + b₂, each added to what it read.
+
+    With ``norm="pre"``, x += Branch(Norm(x)); with ``norm="post"``, x = Norm(x + Branch(x)).
 
     Args:
       width, num_heads, causal, dtype, implementation, rngs: as for ``SelfAttention``.
       mlp_width: hidden size of the feed-forward branch.
-      dropout: rate on the output of both branches.
+      norm: "pre" or "post".
+      activation: "gelu", or "gelu_tanh" for the tanh form.
+      dropout: rate on the output of each branch, where the call gets a key.
+      epsilon: of the layer norms.
 
     Example:
-      >>> block = Block(width=8, num_heads=2, mlp_width=16, causal=True, rngs=nnx.Rngs(0))
+      >>> block = Block(width=8, num_heads=2, mlp_width=32, causal=True, rngs=nnx.Rngs(0))
       >>> block(jnp.ones((1, 5, 8))).shape
       (1, 5, 8)
     """
@@ -185,16 +193,21 @@ class Block(nnx.Module):
         *,
         mlp_width: int,
         causal: bool,
+        norm: str = "pre",
+        activation: str = "gelu_tanh",
         dropout: float = 0.0,
+        epsilon: float = LAYER_NORM_EPSILON,
         dtype=jnp.float32,
         implementation=None,
         rngs: nnx.Rngs,
     ):
+        self.norm_first = check.one_of("norm", norm, ("pre", "post")) == "pre"
+        self.tanh_form = check.one_of("activation", activation, ("gelu", "gelu_tanh")) == "gelu_tanh"
         self.dropout = dropout
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        self.attention_norm = layer_norm(width, **options)
+        self.attention_norm = layer_norm(width, epsilon=epsilon, **options)
         self.attention = SelfAttention(width, num_heads, causal=causal, implementation=implementation, **options)
-        self.mlp_norm = layer_norm(width, **options)
+        self.mlp_norm = layer_norm(width, epsilon=epsilon, **options)
         self.mlp_in = linear(width, mlp_width, **options)
         self.mlp_out = linear(mlp_width, width, **options)
 
@@ -206,6 +219,11 @@ class Block(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch time width"]:
         """Applies the layer; ``key`` drives its dropout, and without one there is none."""
-        x = x + drop(self.attention(self.attention_norm(x), valid), self.dropout, key, site=0)
-        hidden = jax.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=True)
-        return x + drop(self.mlp_out(hidden), self.dropout, key, site=1)
+        if self.norm_first:
+            x = x + drop(self.attention(self.attention_norm(x), valid), self.dropout, key, site=0)
+            return x + drop(self.feed_forward(self.mlp_norm(x)), self.dropout, key, site=1)
+        x = self.attention_norm(x + drop(self.attention(x, valid), self.dropout, key, site=0))
+        return self.mlp_norm(x + drop(self.feed_forward(x), self.dropout, key, site=1))
+
+    def feed_forward(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+        return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=self.tanh_form))

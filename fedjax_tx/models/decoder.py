@@ -5,19 +5,19 @@ and a linear head without bias::
 
     x = token_embedding[tokens] + position_embedding;   x = Block_l(x) for each layer l;   logits = Norm(x) W_head
 
-All layers are one pytree, stacked along a leading axis, run by ``jax.lax.scan``: a tree of few large leaves is what the
-rest of the library adds, clips and sends, and a deep model compiles as fast as a shallow one when it is not unrolled.
+Its parameters are the tree of ``models/stack.py`` with ``token_embedding.embedding`` [vocab, width],
+``position_embedding.embedding`` [max_length, width], ``final_norm`` and, where it is not tied, ``head.kernel`` [width, vocab].
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from fedjax_tx import check
-from fedjax_tx.models.attention import INIT_SCALE, Block, drop, layer_norm, linear
-from fedjax_tx.models.layers import merge
+from fedjax_tx.models.attention import INIT_SCALE, drop, layer_norm, linear
+from fedjax_tx.models.inputs import check_sizes, check_tokens
 from fedjax_tx.models.lora import lora
+from fedjax_tx.models.stack import Layers, make_stack
 from fedjax_tx.types import Model, PyTree
 
 
@@ -44,23 +44,6 @@ class _Ends(nnx.Module):
             return self.head(x)
         table = self.token_embedding.embedding[...]
         return jnp.matmul(x, table.T.astype(self.dtype), preferred_element_type=jnp.float32)
-
-
-def _check_tokens(tokens, max_length: int) -> None:
-    if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
-        check.fail_type("tokens", "integers", jnp.result_type(tokens))
-    if jnp.ndim(tokens) != 2:
-        check.fail_value("tokens", "of shape [batch, time]", jnp.shape(tokens))
-    if jnp.shape(tokens)[1] > max_length:
-        check.fail_value("tokens", f"of at most max_length={max_length} positions", jnp.shape(tokens)[1])
-
-
-def _check_dtype(dtype) -> None:
-    try:
-        name = jnp.dtype(dtype).name
-    except TypeError:
-        check.fail_type("dtype", "a dtype", dtype)
-    check.one_of("dtype", name, ("float32", "bfloat16"))
 
 
 def decoder(
@@ -109,57 +92,28 @@ def decoder(
       >>> model.apply(params, jnp.zeros((8, 64), jnp.int32)).shape
       (8, 64, 96)
     """
-    sizes = {"vocab_size": vocab_size, "num_layers": num_layers, "num_heads": num_heads, "width": width}
-    for name, value in {**sizes, "max_length": max_length}.items():
-        check.integer(name, value, low=1)
-    mlp_width = 4 * width if mlp_width is None else check.integer("mlp_width", mlp_width, low=1)
-    rate = float(check.number("dropout", dropout, low=0.0))
-    if rate >= 1.0:
-        check.fail_value("dropout", "< 1", rate)
+    check_sizes(vocab_size=vocab_size, max_length=max_length)
     check.boolean("tie_embeddings", tie_embeddings)
-    check.boolean("unroll", unroll)
     check.integer("lora_rank", lora_rank, low=0)
     if lora_alpha is not None:
         check.number("lora_alpha", lora_alpha, above=0)
-    _check_dtype(dtype)
+    options = {"mlp_width": mlp_width, "activation": "gelu_tanh", "dropout": dropout, "dtype": dtype}
+    options |= {"implementation": implementation, "unroll": unroll}
+    layers = Layers(num_layers, num_heads, width, causal=True, **options)
 
     def make_ends(key):
-        options = {"dropout": rate, "tie_embeddings": tie_embeddings, "dtype": dtype, "rngs": nnx.Rngs(key)}
-        return nnx.split(_Ends(vocab_size, width, max_length, **options))
+        options = {"dropout": dropout, "tie_embeddings": tie_embeddings, "dtype": dtype, "rngs": nnx.Rngs(key)}
+        return _Ends(vocab_size, width, max_length, **options)
 
-    def make_layer(key):
-        options = {"dropout": rate, "dtype": dtype, "implementation": implementation}
-        return nnx.split(Block(width, num_heads, mlp_width=mlp_width, causal=True, rngs=nnx.Rngs(key), **options))
-
-    model = _model(make_ends, make_layer, num_layers, max_length, drops=rate > 0.0, unroll=unroll)
-    return lora(model, lora_rank, lora_alpha, where="layers/*") if lora_rank else model
-
-
-def _model(make_ends, make_layer, num_layers: int, max_length: int, *, drops: bool, unroll: bool) -> Model:
-    """Returns the two pure functions; ``make_ends`` and ``make_layer`` draw a module from a key and split it."""
-    ends_graph, _ = jax.eval_shape(lambda: make_ends(jax.random.key(0)))
-    layer_graph, _ = jax.eval_shape(lambda: make_layer(jax.random.key(0)))
-
-    def init(key: Key[Array, ""]) -> PyTree:
-        ends_key, layers_key = jax.random.split(key)
-        layers = jax.vmap(lambda key: nnx.to_pure_dict(make_layer(key)[1]))(jax.random.split(layers_key, num_layers))
-        return {**nnx.to_pure_dict(make_ends(ends_key)[1]), "layers": layers}
+    stack = make_stack(make_ends, layers)
 
     def apply(
         params: PyTree, tokens: Int[Array, "batch time"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch time vocab"]:
-        _check_tokens(tokens, max_length)
-        ends = merge(ends_graph, {name: part for name, part in params.items() if name != "layers"})
-        key = key if drops else None
+        check_tokens(tokens, max_length)
+        ends = stack.ends(params)
+        x = ends.embed(tokens, stack.key_of(key, "before"))
+        return ends.logits(stack.run(params, x, key=key))
 
-        def run_layer(x, layer):
-            index, layer_params = layer
-            layer_key = None if key is None else jax.random.fold_in(key, index)
-            return merge(layer_graph, layer_params)(x, key=layer_key), None
-
-        # Layers take the keys 0 to num_layers - 1, the embeddings the next one.
-        x = ends.embed(tokens, None if key is None else jax.random.fold_in(key, num_layers))
-        x, _ = jax.lax.scan(run_layer, x, (jnp.arange(num_layers), params["layers"]), unroll=unroll)
-        return ends.logits(x)
-
-    return Model(init, apply)
+    model = Model(stack.init, apply)
+    return lora(model, lora_rank, lora_alpha, where="layers/*") if lora_rank else model

@@ -14,6 +14,7 @@ from fedjax_tx.tasks.imbalance import (
     inverse_frequency_weights,
     logit_adjusted,
 )
+from fedjax_tx.tasks.masked import masked_tokens
 from fedjax_tx.tasks.supervised import classification, next_token, regression
 from fedjax_tx.tasks.temperature import temperature
 
@@ -27,6 +28,7 @@ __all__ = [
     "freeze",
     "inverse_frequency_weights",
     "logit_adjusted",
+    "masked_tokens",
     "next_token",
     "regression",
     "temperature",

@@ -1,6 +1,6 @@
 """What tasks are made of: columns of a batch, cross-entropy, and the half of a task that only its model decides."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,23 @@ def read_column(batch: Batch, name: str, *, integers: bool = False) -> Array:
     if integers and not jnp.issubdtype(jnp.result_type(batch[name]), jnp.integer):
         check.fail_type(f"column {name!r}", "integers", jnp.result_type(batch[name]))
     return batch[name]
+
+
+def check_inputs(inputs: str | Sequence[str]) -> None:
+    """Raises unless ``inputs`` names one column, or is a list of different ones."""
+    names = (inputs,) if isinstance(inputs, str) else inputs
+    check.instance("inputs", names, (list, tuple), "the name of a column, or a list of them")
+    for name in names:
+        check.instance("a name of inputs", name, str, "a string")
+    if not names or len(set(names)) < len(names):
+        check.fail_value("inputs", "to name at least one column, and each once", inputs)
+
+
+def read_inputs(batch: Batch, inputs: str | Sequence[str]) -> Array | dict[str, Array]:
+    """Returns a column as it is, or a list of them as a dict by name."""
+    if isinstance(inputs, str):
+        return read_column(batch, inputs)
+    return {name: read_column(batch, name) for name in inputs}
 
 
 def check_arguments(model: Model, **columns: str) -> None:

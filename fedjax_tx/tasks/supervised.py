@@ -1,9 +1,20 @@
 """Next token, classification, regression: what is to be predicted stands in the batch."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 
 from fedjax_tx import check
-from fedjax_tx.tasks.parts import check_arguments, cross_entropy, is_right, mean_of_real, read_column, with_model
+from fedjax_tx.tasks.parts import (
+    check_arguments,
+    check_inputs,
+    cross_entropy,
+    is_right,
+    mean_of_real,
+    read_column,
+    read_inputs,
+    with_model,
+)
 from fedjax_tx.tasks.scores import calibration_error, recall
 from fedjax_tx.types import Model, Task
 
@@ -58,7 +69,12 @@ def next_token(model: Model, *, pad_id: int | None = None, column: str = "tokens
 
 
 def classification(
-    model: Model, *, inputs: str = "x", labels: str = "y", num_classes: int | None = None, num_bins: int = 15
+    model: Model,
+    *,
+    inputs: str | Sequence[str] = "x",
+    labels: str = "y",
+    num_classes: int | None = None,
+    num_bins: int = 15,
 ) -> Task:
     """Returns the task of naming each example's class, by cross-entropy, with the metric ``accuracy``.
 
@@ -68,7 +84,8 @@ def classification(
 
     Args:
       model: ``apply(params, inputs[batch, ...], key=) -> logits[batch, classes]``.
-      inputs: the batch's column that the model reads.
+      inputs: the batch's column that the model reads, or a list of columns, which the model gets as a dict by name, such as
+        ``["tokens", "valid"]``.
       labels: the batch's column of integers [batch], 0 to classes - 1.
       num_classes: how many classes the model's logits have, for the metrics by class and by confidence; by default without.
       num_bins: bins of equal width for the confidence.
@@ -87,7 +104,8 @@ def classification(
       >>> weight.tolist()
       [1.0, 1.0, 1.0, 1.0]
     """
-    check_arguments(model, inputs=inputs, labels=labels)
+    check_arguments(model, labels=labels)
+    check_inputs(inputs)
     if num_classes is not None:
         check.integer("num_classes", num_classes, low=2)
     check.integer("num_bins", num_bins, low=1)
@@ -106,15 +124,15 @@ def classification(
             check.fail_value("the model's logits", f"of {num_classes} classes, as num_classes says", logits.shape)
         return metrics | {"recall": recall(logits, wanted), "calibration_error": calibration_error(logits, wanted, num_bins)}
 
-    return Task(**with_model(model, lambda batch: read_column(batch, inputs)), loss=loss, metrics=metrics)
+    return Task(**with_model(model, lambda batch: read_inputs(batch, inputs)), loss=loss, metrics=metrics)
 
 
-def regression(model: Model, *, inputs: str = "x", targets: str = "y") -> Task:
+def regression(model: Model, *, inputs: str | Sequence[str] = "x", targets: str = "y") -> Task:
     """Returns the task of predicting numbers, by mean squared error over an example's targets; it has no other metric.
 
     Args:
       model: ``apply(params, inputs[batch, ...], key=) -> predictions`` of the targets' shape (the output ``logits``).
-      inputs: the batch's column that the model reads.
+      inputs: the batch's column that the model reads, or a list of columns, which it gets as a dict by name.
       targets: the batch's column of numbers [batch, ...].
 
     Raises:
@@ -128,7 +146,8 @@ def regression(model: Model, *, inputs: str = "x", targets: str = "y") -> Task:
       >>> value.tolist()
       [1.0, 4.0]
     """
-    check_arguments(model, inputs=inputs, targets=targets)
+    check_arguments(model, targets=targets)
+    check_inputs(inputs)
 
     def loss(outputs, batch):
         predictions, wanted = outputs["logits"], read_column(batch, targets)
@@ -141,4 +160,4 @@ def regression(model: Model, *, inputs: str = "x", targets: str = "y") -> Task:
     def metrics(outputs, batch):
         return {}
 
-    return Task(**with_model(model, lambda batch: read_column(batch, inputs)), loss=loss, metrics=metrics)
+    return Task(**with_model(model, lambda batch: read_inputs(batch, inputs)), loss=loss, metrics=metrics)

@@ -102,6 +102,20 @@ def test_classification_by_hand():
     np.testing.assert_array_equal(weight, np.ones(3))
 
 
+@pytest.mark.parametrize("make", [classification, regression])
+def test_a_list_of_columns_reaches_the_model_as_a_dict(make):
+    seen = []
+    model = Model(lambda key: (), lambda params, inputs, *, key=None: seen.append(inputs) or jnp.zeros((2, 3)))
+    batch = {"tokens": jnp.ones((2, 4)), "valid": jnp.ones((2, 4), bool), "y": jnp.zeros(2, jnp.int32)}
+    make(model, inputs=["tokens", "valid"]).apply((), (), batch, None)
+    make(model, inputs=["tokens"]).apply((), (), batch, None)
+    make(model, inputs="tokens").apply((), (), batch, None)
+    assert seen[0] == {"tokens": batch["tokens"], "valid": batch["valid"]}
+    assert seen[1] == {"tokens": batch["tokens"]} and seen[2] is batch["tokens"]
+    with pytest.raises(ValueError, match="batch to have a column 'mask'"):
+        make(model, inputs=["tokens", "mask"]).apply((), (), batch, None)
+
+
 def test_regression_by_hand():
     task = regression(LINEAR)
     batch = {"x": jnp.eye(3)[:2], "y": jnp.array([[1.0, 4.0], [0.0, 0.0]])}
@@ -141,7 +155,7 @@ def test_loss_equals_itself_under_jit_and_vmap():
         (TypeError, "column", next_token, {"column": 3}),
         (TypeError, "inputs", classification, {"inputs": 3}),
         (TypeError, "labels", classification, {"labels": None}),
-        (TypeError, "inputs", regression, {"inputs": ["x"]}),
+        (TypeError, "inputs", regression, {"inputs": ["x", 3]}),
         (TypeError, "targets", regression, {"targets": 1}),
     ],
 )
