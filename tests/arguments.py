@@ -7,12 +7,15 @@ prints a JSON list of [function, argument, what was given, the error's type, its
 import inspect
 import json
 import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import problems
+import tokenizers
+from safetensors.numpy import save_file
 
 import fedjax_tx as ftx
 
@@ -26,13 +29,23 @@ EXPERIMENT = problems.experiment()
 METRICS = {"loss": (np.ones(2), np.ones(2))}
 HISTORY = [{"round": 1, "train/loss": 1.0}]
 COLUMNS = {"client_lr": [0.1, 1.0], "mu": [0, 0], "test/loss": [2.0, 1.0]}
+BERT = {"model_type": "bert", "vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+BERT |= {"intermediate_size": 8, "max_position_embeddings": 4}
+GPT2 = {"model_type": "gpt2", "vocab_size": 8, "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 4}
+FOLDERS = {name: tempfile.mkdtemp() for name in ("bert", "gpt2")}
+for name, config in (("bert", BERT), ("gpt2", GPT2)):
+    (Path(FOLDERS[name]) / "config.json").write_text(json.dumps(config))
+    save_file({}, f"{FOLDERS[name]}/model.safetensors")
+TOKENIZER = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
 UPDATES = {"w": jnp.ones((2, 3))}
 ELSEWHERE = f"{tempfile.mkdtemp()}/curves.png"
 
-task, optimizer, count, text = {"task": ["logistic"]}, ["sgd"], ["4", 0], [3]
+task, optimizer, count, text, folder = {"task": ["logistic"]}, ["sgd"], ["4", 0], [3], [3, ELSEWHERE]
 server = {"server_optimizer": optimizer}
 rate = ["fast", -1.0]
 columns = [*text, [], ["x", 3], ["x", "x"]]
+arithmetic = {"dropout": ["much", 1.0], "dtype": [3, jnp.int32], "implementation": [3, "xlaa"], "unroll": ["yes"]}
+config = [3, {}, {"model_type": "t5"}]
 labelled = {"data": [DATA.columns, ftx.data.take_part(DATA, 0, 2)], "labels": [3, "label"]}
 classes = [["many", "few"], [1.0, -1.0], [0.0, 0.0], [[1.0, 2.0]]]
 
@@ -203,6 +216,34 @@ TABLE = {
     ),
     ftx.models.prefix: ({"model": MODEL, "length": 1}, {"model": [3], "length": count, "where": [3, [], "haed"]}),
     ftx.models.merge_lora: ({"params": {}}, {"params": [3, {}], "lora_alpha": ["4", -1.0]}),
+    ftx.data.encode_texts: (
+        {"tokenizer": TOKENIZER, "texts": ["a"], "max_length": 2},
+        {"tokenizer": [3], "texts": ["a", [3]], "max_length": count, "pad_to": count, "pad_id": ["0", -1]},
+    ),
+    ftx.data.load_tokenizer: ({"folder": ELSEWHERE}, {"folder": folder}),
+    ftx.models.load_bert: (
+        {"folder": FOLDERS["bert"], "head": "classes", "num_classes": 2, "key": jax.random.key(0)},
+        {
+            "folder": folder,
+            "head": [3, "regression"],
+            "num_classes": count,
+            "key": [3],
+            "pool": [3, "max"],
+            "pooler": ["yes"],
+            "normalise": ["yes", True],
+            **arithmetic,
+        },
+    ),
+    ftx.models.load_gpt2: ({"folder": FOLDERS["gpt2"]}, {"folder": folder, **arithmetic}),
+    ftx.models.minilm_folder: ({}, {}),
+    ftx.models.save_bert: (
+        {"folder": ELSEWHERE, "params": {}, "config": BERT},
+        {"folder": [3], "params": [3, {}], "config": config},
+    ),
+    ftx.models.save_gpt2: (
+        {"folder": ELSEWHERE, "params": {}, "config": GPT2},
+        {"folder": [3], "params": [3, {}], "config": config},
+    ),
     ftx.tasks.next_token: ({"model": MODEL}, {"model": [3], "pad_id": ["0", -1], "column": text}),
     ftx.tasks.classification: (
         {"model": MODEL},

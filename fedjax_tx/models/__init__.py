@@ -8,6 +8,7 @@ from fedjax_tx.models.features import features
 from fedjax_tx.models.generate import generate
 from fedjax_tx.models.lora import add_lora, lora, merge_lora
 from fedjax_tx.models.prefix import prefix
+from fedjax_tx.models.pretrained import load_bert, load_gpt2, minilm_folder, save_bert, save_gpt2
 
 __all__ = [
     "adapters",
@@ -17,7 +18,12 @@ __all__ = [
     "encoder",
     "features",
     "generate",
+    "load_bert",
+    "load_gpt2",
     "lora",
     "merge_lora",
+    "minilm_folder",
     "prefix",
+    "save_bert",
+    "save_gpt2",
 ]
