@@ -104,8 +104,8 @@ def load_bert(
 def save_bert(folder: str | os.PathLike[str], params: PyTree, config: Mapping[str, Any] | str | os.PathLike[str]) -> None:
     """Writes an encoder's parameters, float32, as a folder that ``transformers`` reads.
 
-    A head of classes with a pooler is written as a ``BertForSequenceClassification``; one without as a ``BertModel``, which has no
-    such head and passes over the classifier, stored all the same; a head of tokens as a ``BertForMaskedLM``.
+    A head of classes with a pooler is written as a ``BertForSequenceClassification``; one without as a ``BertModel``, which has
+    no such head and passes over the classifier, stored all the same; a head of tokens as a ``BertForMaskedLM``.
 
     Args:
       folder: made if it is not there; its ``config.json`` and ``model.safetensors`` are replaced.
