@@ -11,7 +11,7 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "ge
 """Names of Hugging Face, and ours: the tanh form has two names there."""
 
 # What the shared keys must say where they are there: no model is built from less than its whole, plain weights.
-_PLAIN = {"pruned_heads": ({}, None), "quantization_config": (None,), "add_cross_attention": (False,)}
+_PLAIN: dict[str, tuple] = {"pruned_heads": ({}, None), "quantization_config": (None,), "add_cross_attention": (False,)}
 
 
 def config_of(name: str, given: Any) -> dict[str, Any]:

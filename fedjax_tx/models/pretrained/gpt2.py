@@ -102,11 +102,18 @@ def save_gpt2(folder: str | os.PathLike[str], params: PyTree, config: Mapping[st
 def _model(config: Mapping[str, Any], **options: Any) -> tuple[Model, bool]:
     """The decoder of a config, and whether its embeddings are tied."""
     check_settings(config, "gpt2", SUPPORTED)
-    sizes = {ours: size(config, key) for ours, key in (("vocab_size", "vocab_size"), ("num_layers", "n_layer"))}
-    sizes |= {"num_heads": size(config, "n_head"), "width": size(config, "n_embd"), "max_length": size(config, "n_positions")}
-    mlp_width = None if config.get("n_inner") is None else size(config, "n_inner")
     tied = config.get("tie_word_embeddings", True)
-    return decoder(**sizes, mlp_width=mlp_width, tie_embeddings=tied, **options), tied
+    model = decoder(
+        vocab_size=size(config, "vocab_size"),
+        num_layers=size(config, "n_layer"),
+        num_heads=size(config, "n_head"),
+        width=size(config, "n_embd"),
+        max_length=size(config, "n_positions"),
+        mlp_width=None if config.get("n_inner") is None else size(config, "n_inner"),
+        tie_embeddings=tied,
+        **options,
+    )
+    return model, tied
 
 
 def _dense(path: str, name: str) -> list[Weight]:
