@@ -216,9 +216,11 @@ TABLE = {
     ),
     ftx.models.prefix: ({"model": MODEL, "length": 1}, {"model": [3], "length": count, "where": [3, [], "haed"]}),
     ftx.models.merge_lora: ({"params": {}}, {"params": [3, {}], "lora_alpha": ["4", -1.0]}),
+    ftx.data.count_tokens: ({"tokenizer": TOKENIZER, "texts": ["a"]}, {"tokenizer": [3], "texts": ["a", [3]]}),
     ftx.data.encode_texts: (
         {"tokenizer": TOKENIZER, "texts": ["a"], "max_length": 2},
-        {"tokenizer": [3], "texts": ["a", [3]], "max_length": count, "pad_to": count, "pad_id": ["0", -1]},
+        {"tokenizer": [3], "texts": ["a", [3]], "max_length": count, "truncate": ["yes"]}
+        | {"pad_to": count, "pad_id": ["0", -1]},
     ),
     ftx.data.load_tokenizer: ({"folder": ELSEWHERE}, {"folder": folder}),
     ftx.models.load_bert: (

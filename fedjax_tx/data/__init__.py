@@ -13,7 +13,7 @@ from fedjax_tx.data.cohort import (
 from fedjax_tx.data.federated import FederatedDataset
 from fedjax_tx.data.loading import load
 from fedjax_tx.data.parts import gather_parts, take_part
-from fedjax_tx.data.tokens import encode_texts, load_tokenizer
+from fedjax_tx.data.tokens import count_tokens, encode_texts, load_tokenizer
 from fedjax_tx.types import LocalWork
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "all_clients",
     "async_cohorts",
     "class_counts",
+    "count_tokens",
     "encode_texts",
     "fixed_cohorts",
     "gather_parts",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from fedjax_tx import check
 
@@ -50,50 +51,65 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "Tokenizer":
 
 
 def encode_texts(
-    tokenizer: "Tokenizer", texts: Sequence[str], max_length: int, *, pad_to: int | None = None, pad_id: int | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Returns columns ``{"tokens": int32[N, T], "valid": bool[N, T]}`` of N texts, and a report.
-
-    A text of more than ``max_length`` tokens, special ones such as [CLS] and [SEP] included, is cut to that many; special
-    tokens stay. T is ``pad_to``, or the length of the longest text that is left.
+    tokenizer: "Tokenizer",
+    texts: Sequence[str],
+    max_length: int,
+    *,
+    truncate: bool = False,
+    pad_to: int | None = None,
+    pad_id: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns the columns ``{"tokens": int32[N, T], "valid": bool[N, T]}`` of N texts; T is ``pad_to``, or the longest's length.
 
     Args:
-      tokenizer: of ``load_tokenizer``. texts: strings. max_length: the most tokens of a text, at most what the model takes.
-      pad_to: T where it must be one number for several calls, at least as many as the longest text that is left has.
+      tokenizer: of ``load_tokenizer``. texts: strings.
+      max_length: the most tokens of a text, special ones such as [CLS] and [SEP] included; at most what the model takes.
+      truncate: whether longer texts are cut to that many, special tokens kept; else they are an error.
+      pad_to: T where it must be one number for several calls, at least the longest's length.
       pad_id: the token that fills up; None: the tokenizer's [PAD] or <pad>, or 0. No model here looks at it.
 
-    Returns:
-      The columns, and the counts ``{"texts", "truncated", "longest", "unknown"}``: texts, those that were cut, tokens of the
-      longest before the cut, and unknown tokens left.
-
-    Errors: ``ValueError`` if ``max_length`` leaves no room beside the special tokens, or a text is longer than ``pad_to``.
+    Errors: ``ValueError`` telling how many texts are too long; or if ``max_length`` leaves no room beside the special tokens.
 
     Example:
       >>> from tokenizers import Tokenizer, models, pre_tokenizers
       >>> tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3}, unk_token="[UNK]"))
       >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-      >>> columns, report = encode_texts(tokenizer, ["a b a", "b"], max_length=2)
+      >>> columns = encode_texts(tokenizer, ["a b a", "b"], max_length=2, truncate=True)
       >>> columns["tokens"].tolist(), columns["valid"].tolist()
       ([[2, 3], [3, 0]], [[True, True], [True, False]])
-      >>> report
-      {'texts': 2, 'truncated': 1, 'longest': 3, 'unknown': 0}
     """
-    _check_arguments(tokenizer, texts, max_length)
+    _check_texts(tokenizer, texts)
+    check.integer("max_length", max_length, low=tokenizer.num_special_tokens_to_add(is_pair=False) + 1)
+    check.boolean("truncate", truncate)
     ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
-    longest = max(map(len, ids), default=0)
     cut = [index for index, row in enumerate(ids) if len(row) > max_length]
+    if cut and not truncate:
+        found = f"{len(cut)} of {len(ids)} longer than that, the longest of {max(map(len, ids))} (truncate=True cuts them)"
+        raise ValueError(f"expected texts of at most max_length={max_length} tokens, got {found}")
     for index, row in zip(cut, _encode_cut(tokenizer, [texts[index] for index in cut], max_length), strict=True):
         ids[index] = row
-    lengths = np.array([len(row) for row in ids], np.int64)
-    least = int(lengths.max(initial=0))
-    width = least if pad_to is None else check.integer("pad_to", pad_to, low=max(least, 1))
+    longest = max(map(len, ids), default=0)
+    width = longest if pad_to is None else check.integer("pad_to", pad_to, low=max(longest, 1))
     fill = _pad_id(tokenizer) if pad_id is None else check.integer("pad_id", pad_id, low=0)
     tokens = np.full((len(ids), width), fill, np.int32)
     for place, row in zip(tokens, ids, strict=True):
         place[: len(row)] = row
-    valid = np.arange(width) < lengths[:, None]
-    unknown = _count_unknown(tokenizer, tokens[valid])
-    return {"tokens": tokens, "valid": valid}, {"texts": len(ids), "truncated": len(cut), "longest": longest, "unknown": unknown}
+    lengths = np.array([len(row) for row in ids], np.int64)
+    return {"tokens": tokens, "valid": np.arange(width) < lengths[:, None]}
+
+
+def count_tokens(tokenizer: "Tokenizer", texts: Sequence[str]) -> Int64[np.ndarray, " text"]:
+    """Returns how many tokens each text has, special ones included, before anything is cut: what to choose ``max_length`` by.
+
+    Example:
+      >>> from tokenizers import Tokenizer, models, pre_tokenizers
+      >>> tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+      >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+      >>> count_tokens(tokenizer, ["a b a", "b"]).tolist()
+      [3, 1]
+    """
+    _check_texts(tokenizer, texts)
+    return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts))], np.int64)
 
 
 def _encode_cut(tokenizer: "Tokenizer", texts: list[str], max_length: int) -> list[list[int]]:
@@ -104,7 +120,7 @@ def _encode_cut(tokenizer: "Tokenizer", texts: list[str], max_length: int) -> li
         tokenizer.no_truncation()
 
 
-def _check_arguments(tokenizer: Any, texts: Any, max_length: Any) -> None:
+def _check_texts(tokenizer: Any, texts: Any) -> None:
     from tokenizers import Tokenizer
 
     check.instance("tokenizer", tokenizer, Tokenizer, "a tokenizers.Tokenizer, as of load_tokenizer")
@@ -114,17 +130,11 @@ def _check_arguments(tokenizer: Any, texts: Any, max_length: Any) -> None:
         check.fail_type("texts", "a sequence of strings", texts)
     for index, text in enumerate(texts):
         check.instance(f"texts[{index}]", text, str, "a string")
-    check.integer("max_length", max_length, low=tokenizer.num_special_tokens_to_add(is_pair=False) + 1)
 
 
 def _pad_id(tokenizer: "Tokenizer") -> int:
     known = [tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>")]
     return next((index for index in known if index is not None), 0)
-
-
-def _count_unknown(tokenizer: "Tokenizer", tokens: np.ndarray) -> int:
-    index = None if (token := getattr(tokenizer.model, "unk_token", None)) is None else tokenizer.token_to_id(token)
-    return 0 if index is None else int((tokens == index).sum())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

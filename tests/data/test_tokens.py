@@ -1,11 +1,11 @@
-"""Texts become columns of tokens: padded, cut with their special tokens kept, and counted."""
+"""Texts become columns of tokens: padded, counted, and cut with their special tokens kept."""
 
 import json
 
 import numpy as np
 import pytest
 
-from fedjax_tx.data import FederatedDataset, encode_texts, load_tokenizer
+from fedjax_tx.data import FederatedDataset, count_tokens, encode_texts, load_tokenizer
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "un", "##happy", "The", "!"]
 PAD, UNK, CLS, SEP, _, THE, CAT, SAT, UN, HAPPY, THE_UPPER, BANG = range(len(PIECES))
@@ -18,7 +18,7 @@ def folder(tmp_path):
 
 
 def test_word_pieces_by_hand(folder):
-    columns, report = encode_texts(load_tokenizer(folder), ["The cat sat!", "unhappy cat", "", "dog"], max_length=8)
+    columns = encode_texts(load_tokenizer(folder), ["The cat sat!", "unhappy cat", "", "dog"], max_length=8)
     assert columns["tokens"].tolist() == [
         [CLS, THE, CAT, SAT, BANG, SEP],
         [CLS, UN, HAPPY, CAT, SEP, PAD],
@@ -28,43 +28,43 @@ def test_word_pieces_by_hand(folder):
     assert columns["valid"].sum(1).tolist() == [6, 5, 2, 3]
     assert (columns["valid"] == (columns["tokens"] != PAD)).all()
     assert columns["tokens"].dtype == np.int32 and columns["valid"].dtype == np.bool_
-    assert report == {"texts": 4, "truncated": 0, "longest": 6, "unknown": 1}
 
 
-def test_long_texts_are_cut_before_their_last_special_token_and_counted(folder):
-    tokenizer = load_tokenizer(folder)
-    columns, report = encode_texts(tokenizer, ["the cat sat", "cat", "the cat sat dog"], max_length=4, pad_to=5)
+def test_long_texts_are_cut_before_their_last_special_token_if_asked(folder):
+    tokenizer, texts = load_tokenizer(folder), ["the cat sat", "cat", "the cat sat dog"]
+    columns = encode_texts(tokenizer, texts, max_length=4, truncate=True, pad_to=5)
     assert columns["tokens"].tolist() == [[CLS, THE, CAT, SEP, PAD], [CLS, CAT, SEP, PAD, PAD], [CLS, THE, CAT, SEP, PAD]]
-    assert report == {"texts": 3, "truncated": 2, "longest": 6, "unknown": 0}
     assert tokenizer.truncation is None
+    assert count_tokens(tokenizer, texts).tolist() == [5, 3, 6]
+    with pytest.raises(ValueError, match="at most max_length=4 tokens, got 2 of 3 longer than that, the longest of 6"):
+        encode_texts(tokenizer, texts, max_length=4)
 
 
 def test_upper_case_is_kept_where_the_settings_say_so(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
-    assert encode_texts(load_tokenizer(folder), ["The the"], max_length=8)[0]["tokens"].tolist() == [[CLS, THE_UPPER, THE, SEP]]
+    assert encode_texts(load_tokenizer(folder), ["The the"], max_length=8)["tokens"].tolist() == [[CLS, THE_UPPER, THE, SEP]]
 
 
 def test_tokenizer_json_is_read_without_its_padding_and_truncation(folder):
     tokenizer = load_tokenizer(folder)
-    expected = encode_texts(tokenizer, ["the unhappy cat"], max_length=8)[0]["tokens"].tolist()
+    expected = encode_texts(tokenizer, ["the unhappy cat"], max_length=8)["tokens"].tolist()
     tokenizer.enable_padding(length=12)
     tokenizer.enable_truncation(3)
     tokenizer.save(str(folder / "tokenizer.json"))
-    assert encode_texts(load_tokenizer(folder), ["the unhappy cat"], max_length=8)[0]["tokens"].tolist() == expected
+    assert encode_texts(load_tokenizer(folder), ["the unhappy cat"], max_length=8)["tokens"].tolist() == expected
     with pytest.raises(ValueError, match="expected tokenizer without padding and truncation"):
         encode_texts(tokenizer, ["the"], max_length=8)
 
 
 def test_columns_make_a_federated_data_set(folder):
-    columns, _ = encode_texts(load_tokenizer(folder), ["the cat", "sat", "unhappy"], max_length=8)
+    columns = encode_texts(load_tokenizer(folder), ["the cat", "sat", "unhappy"], max_length=8)
     data = FederatedDataset.from_columns({**columns, "label": [0, 1, 2]}, ["b", "a", "b"])
     assert data.client(1)["tokens"].tolist() == [[CLS, THE, CAT, SEP], [CLS, UN, HAPPY, SEP]]
 
 
 def test_no_text_gives_no_row(folder):
-    columns, report = encode_texts(load_tokenizer(folder), [], max_length=8)
+    columns = encode_texts(load_tokenizer(folder), [], max_length=8)
     assert columns["tokens"].shape == columns["valid"].shape == (0, 0)
-    assert report == {"texts": 0, "truncated": 0, "longest": 0, "unknown": 0}
 
 
 def test_what_does_not_fit_is_refused(folder, tmp_path):
