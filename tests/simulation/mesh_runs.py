@@ -119,6 +119,13 @@ def fed_buff():
     return problems.experiment(algorithm, cohorts=cohorts)
 
 
+def fed_lc():
+    """Clients that bring their class counts."""
+    counts = ftx.data.class_counts(problems.ragged_clients(), 3)
+    algorithm = ftx.algorithms.fed_avg(ftx.tasks.fed_lc(TASK, 1.0), optax.sgd(0.1))
+    return problems.experiment(algorithm, cohorts=ftx.data.with_covariates(COHORTS, class_counts=counts))
+
+
 MEAN = fed_avg(agg.mean())
 
 
@@ -135,7 +142,7 @@ def methods(names) -> dict:
         "mime": (ftx.algorithms.mime(TASK, optax.sgd(0.1, momentum=0.9)), (EIGHT, 1)),
     }
     cases = {name: (problems.experiment(one, cohorts=COHORTS), *others) for name, (one, *others) in algorithms.items()}
-    cases["fed_buff"] = (fed_buff(), (FIVE, 1))
+    cases |= {"fed_buff": (fed_buff(), (FIVE, 1)), "fed_lc": (fed_lc(), (FIVE, 1))}
     return {name: compare(*cases[name]) for name in names}
 
 
@@ -169,8 +176,10 @@ def kept() -> dict:
 
 
 def evaluations() -> dict:
-    """Of a state that keeps personal models, wherever it was made; more clients than devices."""
-    experiment = problems.experiment(ftx.algorithms.ditto(TASK, optax.sgd(0.1), 0.1, 0.5))
+    """Of a state that keeps personal models, wherever it was made, by metrics with groups; more clients than devices."""
+    model = ftx.Model(problems.init_logistic, lambda params, x, *, key=None: x @ params["w"] + params["b"])
+    scored = ftx.tasks.classification(model, num_classes=3, num_bins=5)
+    experiment = problems.experiment(ftx.algorithms.ditto(scored, optax.sgd(0.1), 0.1, 0.5))
     data = problems.ragged_clients((1, 40, 0, 2, 9, 9, 3, 30, 7, 8, 11), seed=7)
     state = {"one": play(experiment, None)[0], "eight": play(experiment, EIGHT)[0]}
     scores = {}
