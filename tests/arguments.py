@@ -160,6 +160,46 @@ TABLE = {
     ),
     ftx.models.adapters: ({"model": MODEL, "size": 1}, {"model": [3], "size": count, "where": [3, [], "haed"]}),
     ftx.models.add_lora: ({"params": {}, "model": ADAPTED, "key": jax.random.key(0)}, {"model": [3, MODEL], "key": [3]}),
+    ftx.models.cnn: (
+        {"input_shape": (8, 8, 1), "num_classes": 2},
+        {
+            "input_shape": [3, (8,), (8, 8, 0)],
+            "num_classes": count,
+            "channels": [3, [], [0]],
+            "kernel_size": [*count, 9],
+            "pool": ["2", (1, 2, 2), (0, 1)],
+            "padding": [3, "same"],
+            "hidden_sizes": [3, [0]],
+            "summary": [3, "max"],
+            "dtype": [3, jnp.int32],
+        },
+    ),
+    ftx.models.logistic_regression: (
+        {"input_shape": 4, "num_classes": 2},
+        {"input_shape": ["4", 0, (4, 0)], "num_classes": count, "dtype": [3, jnp.int32]},
+    ),
+    ftx.models.mlp: (
+        {"input_shape": 4, "num_classes": 2},
+        {"input_shape": ["4", 0, (4, 0)], "num_classes": count, "hidden_sizes": [3, [0]], "dtype": [3, jnp.int32]},
+    ),
+    ftx.models.recurrent: (
+        {"vocab_size": 4, "num_classes": 2},
+        {
+            **dict.fromkeys(["vocab_size", "num_classes", "width", "num_layers", "embedding_width"], count),
+            "num_features": [3],
+            "cell": [3, "lstmm"],
+            "dtype": [3, jnp.int32],
+        },
+    ),
+    ftx.models.resnet: (
+        {"input_channels": 3, "num_classes": 2},
+        {
+            **dict.fromkeys(["input_channels", "num_classes", "num_groups"], count),
+            "depth": ["20", 2, 21],
+            "width": [*count, 12],
+            "dtype": [3, jnp.int32],
+        },
+    ),
     ftx.models.convolve: (
         {"x": np.ones((1, 5, 2)), "kernel": np.ones((3, 2, 2))},
         {

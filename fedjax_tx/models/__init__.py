@@ -1,18 +1,23 @@
 """Networks as two pure functions: ``Model(init, apply)``. Flax NNX stays inside this package."""
 
 from fedjax_tx.models.adapters import adapters
+from fedjax_tx.models.cnn import cnn
 from fedjax_tx.models.convolution import convolve
 from fedjax_tx.models.decoder import decoder
 from fedjax_tx.models.encoder import encoder
 from fedjax_tx.models.features import features
 from fedjax_tx.models.generate import generate
 from fedjax_tx.models.lora import add_lora, lora, merge_lora
+from fedjax_tx.models.mlp import logistic_regression, mlp
 from fedjax_tx.models.prefix import prefix
 from fedjax_tx.models.pretrained import load_bert, load_gpt2, minilm_folder, save_bert, save_gpt2
+from fedjax_tx.models.recurrent import recurrent
+from fedjax_tx.models.resnet import resnet
 
 __all__ = [
     "adapters",
     "add_lora",
+    "cnn",
     "convolve",
     "decoder",
     "encoder",
@@ -20,10 +25,14 @@ __all__ = [
     "generate",
     "load_bert",
     "load_gpt2",
+    "logistic_regression",
     "lora",
     "merge_lora",
     "minilm_folder",
+    "mlp",
     "prefix",
+    "recurrent",
+    "resnet",
     "save_bert",
     "save_gpt2",
 ]

@@ -1,7 +1,6 @@
 """fedjax_tx as its README tells: a device a core, lanes chosen by measuring.
 
-Work A is the library's decoder, its parameters renamed; work B a ``Model`` around a plain JAX function with the library's
-convolutions.
+Work A is the library's decoder, work B its convolutional network; their parameters are renamed.
 """
 
 import functools
@@ -9,9 +8,8 @@ import functools
 import jax
 import numpy as np
 import optax
-from models_jax import conv_net
 from turns import read_arguments, turns
-from works import LEARNING_RATE, Work
+from works import CLASSES, LEARNING_RATE, Work
 
 import fedjax_tx as ftx
 
@@ -37,13 +35,14 @@ OTHER_NAMES: dict[tuple[str, ...], str] = {
     ("final_norm", "bias"): "lnf_b",
     ("head", "kernel"): "wout",
 }
+# ``ftx.models.cnn``'s layers, and in works.py before _w and _b
+CNN_NAMES = {"convolution_0": "c1", "convolution_1": "c2", "hidden_0": "d1", "head": "d2"}
 
 
 def make_task(work: Work) -> ftx.Task:
     if work.name == "B":
-        convolution = functools.partial(ftx.models.convolve, padding="VALID")
-        model = ftx.Model(lambda key: work.params, lambda params, x, *, key=None: conv_net(params, x, convolution))
-        return ftx.tasks.classification(model)
+        channels, hidden = [work.params[name].size for name in ("c1_b", "c2_b")], [work.params["d1_b"].size]
+        return ftx.tasks.classification(ftx.models.cnn((28, 28, 1), CLASSES, channels, hidden_sizes=hidden))
     (length, width), layers = work.params["wpe"].shape, sum(name.endswith("_wqkv") for name in work.params)
     sizes = {"num_layers": layers, "num_heads": width // 32, "width": width, "max_length": length}
     return ftx.tasks.next_token(ftx.models.decoder(len(work.params["wte"]), **sizes))
@@ -70,12 +69,17 @@ def from_decoder(tree: dict) -> dict:
 
 def to_params(work: Work) -> dict:
     """A work's initial parameters as our model has them."""
-    return to_decoder(work.params) if work.name == "A" else work.params
+    if work.name == "A":
+        return to_decoder(work.params)
+    return {layer: {"kernel": work.params[f"{name}_w"], "bias": work.params[f"{name}_b"]} for layer, name in CNN_NAMES.items()}
 
 
 def from_params(work: Work, params: dict) -> dict:
     """Parameters of our model by the names of works.py."""
-    return from_decoder(params) if work.name == "A" else params
+    if work.name == "A":
+        return from_decoder(params)
+    parts = {"kernel": "w", "bias": "b"}
+    return {f"{name}_{parts[key]}": leaf for layer, name in CNN_NAMES.items() for key, leaf in params[layer].items()}
 
 
 def put(tree: dict, path: tuple[str, ...], value) -> None:
