@@ -43,6 +43,15 @@ ELSEWHERE = f"{tempfile.mkdtemp()}/curves.png"
 task, optimizer, count, text, folder = {"task": ["logistic"]}, ["sgd"], ["4", 0], [3], [3, ELSEWHERE]
 server = {"server_optimizer": optimizer}
 rate = ["fast", -1.0]
+layers = {
+    **dict.fromkeys(["num_layers", "num_heads", "width", "mlp_width"], count),
+    "activation": [3, "relu"],
+    "layer_norm_epsilon": ["small", 0.0],
+    "dropout": ["much", 1.0],
+    "dtype": [3, jnp.int32],
+    "implementation": [3, "xlaa"],
+    "unroll": ["yes"],
+}
 columns = [*text, [], ["x", 3], ["x", "x"]]
 arithmetic = {"dropout": ["much", 1.0], "dtype": [3, jnp.int32], "implementation": [3, "xlaa"], "unroll": ["yes"]}
 config = [3, {}, {"model_type": "t5"}]
@@ -215,6 +224,8 @@ TABLE = {
             **dict.fromkeys(["vocab_size", "num_layers", "num_heads", "width", "max_length", "mlp_width"], count),
             "dropout": ["much", 1.0],
             "tie_embeddings": ["yes"],
+            "positions": [3, "rotated"],
+            "num_kv_heads": ["2", 0, 3],
             "dtype": [3, jnp.int32],
             "implementation": [3, "xlaa"],
             "unroll": ["yes"],
@@ -225,20 +236,38 @@ TABLE = {
     ftx.models.encoder: (
         {"vocab_size": 8, "num_classes": 2},
         {
-            **dict.fromkeys(["vocab_size", "num_layers", "num_heads", "width", "max_length", "mlp_width", "num_classes"], count),
+            **layers,
+            **dict.fromkeys(["vocab_size", "max_length", "num_classes"], count),
             "head": [3, "class"],
             "pool": [3, "max"],
-            **dict.fromkeys(["pooler", "tie_embeddings", "normalise", "unroll"], ["yes"]),
+            **dict.fromkeys(["pooler", "tie_embeddings", "normalise"], ["yes"]),
             "num_segments": ["2", -1],
             "norm": [3, "before"],
-            "activation": [3, "relu"],
-            "layer_norm_epsilon": ["small", 0.0],
-            "dropout": ["much", 1.0],
-            "dtype": [3, jnp.int32],
-            "implementation": [3, "xlaa"],
         },
     ),
     ftx.models.features: ({"model": MODEL}, {"model": [3], "head": [3, "haed"]}),
+    ftx.models.vit: (
+        {"image_size": 8, "patch_size": 4, "num_classes": 2},
+        {
+            **layers,
+            **dict.fromkeys(["patch_size", "num_classes", "channels"], count),
+            "image_size": ["8", 0, 6, (8, 8, 8)],
+            "pool": [3, "max"],
+        },
+    ),
+    ftx.models.time_series: (
+        {"channels": 2, "num_classes": 2},
+        {
+            **layers,
+            **dict.fromkeys(["channels", "max_length", "patch_length", "num_classes"], count),
+            "horizon": [4],
+            "positions": [3, "learnt"],
+        },
+    ),
+    ftx.models.tabular: (
+        {"num_numeric": 2, "categories": [3], "num_outputs": 1},
+        {**layers, "num_numeric": ["2", -1], "categories": [3, ["a"], [0]], "num_outputs": count},
+    ),
     ftx.models.generate: (
         {"model": MODEL, "params": {}, "prompt": jnp.array([1]), "num_tokens": 1, "key": jax.random.key(0), "max_length": 4},
         {

@@ -13,6 +13,9 @@ from fedjax_tx.models.prefix import prefix
 from fedjax_tx.models.pretrained import load_bert, load_gpt2, minilm_folder, save_bert, save_gpt2
 from fedjax_tx.models.recurrent import recurrent
 from fedjax_tx.models.resnet import resnet
+from fedjax_tx.models.tabular import tabular
+from fedjax_tx.models.time_series import time_series
+from fedjax_tx.models.vit import vit
 
 __all__ = [
     "adapters",
@@ -35,4 +38,7 @@ __all__ = [
     "resnet",
     "save_bert",
     "save_gpt2",
+    "tabular",
+    "time_series",
+    "vit",
 ]

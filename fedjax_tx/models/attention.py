@@ -5,10 +5,14 @@ Attention is that of "Attention Is All You Need" (arXiv:1706.03762), section 3.2
     Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V
     MultiHead(x) = Concat(head_1, ..., head_h) W^O,   head_i = Attention(x W_i^Q, x W_i^K, x W_i^V)
 
-with biases on the projections. W^Q, W^K and W^V are one matrix [width, 3 * width] of three blocks, in each of which the
-heads are contiguous. The block normalises before each branch ("On Layer Normalization in the Transformer Architecture",
-arXiv:2002.04745), or, as in the first Transformers and in BERT (arXiv:1810.04805), after each sum. Its activation is GELU
-(arXiv:1606.08415): x Phi(x), or the tanh form of it.
+with biases on the projections. W^Q, W^K and W^V are one matrix of three blocks, in each of which the heads are contiguous. With
+``num_kv_heads`` < ``num_heads`` neighbouring heads share keys and values (grouped queries, arXiv:2305.13245): head i reads those
+of number i // (num_heads / num_kv_heads), and the matrix is [width, width + 2 * num_kv_heads * head_width]. With ``rotary``,
+queries and keys are turned by their positions (``models/positions.py``).
+
+The block normalises before each branch ("On Layer Normalization in the Transformer Architecture", arXiv:2002.04745), or, as in
+the first Transformers and in BERT (arXiv:1810.04805), after each sum. Its activation is GELU (arXiv:1606.08415): x Phi(x), or
+the tanh form of it.
 
 Dropout acts on the output of each residual branch, not on the attention weights, which fused kernels never form.
 """
@@ -23,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from fedjax_tx import check
 from fedjax_tx.models.layers import Dense
+from fedjax_tx.models.positions import rotate
 
 LAYER_NORM_EPSILON = 1e-5
 INIT_SCALE = 0.02
@@ -111,6 +116,8 @@ class SelfAttention(nnx.Module):
       width: size of the model, a multiple of ``num_heads``.
       num_heads: how many heads; each has ``width // num_heads`` entries.
       causal: whether a position sees only itself and what came before.
+      num_kv_heads: how many heads of keys and values, of which ``num_heads`` is a multiple; None: as many.
+      rotary: whether queries and keys are turned by their positions; heads are then of even size.
       dtype: type of the arithmetic; parameters are float32.
       implementation: of ``jax.nn.dot_product_attention``: "xla", "cudnn" (bfloat16 on NVIDIA), or None (cuDNN where it can).
       rngs: draws the parameters.
@@ -132,6 +139,8 @@ class SelfAttention(nnx.Module):
         num_heads: int,
         *,
         causal: bool,
+        num_kv_heads: int | None = None,
+        rotary: bool = False,
         dtype=jnp.float32,
         implementation=None,
         rngs: nnx.Rngs,
@@ -140,6 +149,13 @@ class SelfAttention(nnx.Module):
         check.integer("num_heads", num_heads, low=1)
         if width % num_heads:
             check.fail_value("width", f"to be a multiple of num_heads={num_heads}", width)
+        self.head_width = width // num_heads
+        self.num_kv_heads = num_heads if num_kv_heads is None else check.integer("num_kv_heads", num_kv_heads, low=1)
+        if num_heads % self.num_kv_heads:
+            check.fail_value("num_kv_heads", f"to divide num_heads={num_heads}", num_kv_heads)
+        if check.boolean("rotary", rotary) and self.head_width % 2:
+            check.fail_value("width", f"of even heads for rotary positions, with num_heads={num_heads}", width)
+        self.rotary = rotary
         check.instance("implementation", implementation, (str, type(None)), "None or a string")
         check.one_of("implementation", implementation, (None, "xla", "cudnn"))
         if implementation == "cudnn" and jnp.dtype(dtype).itemsize != 2:
@@ -147,7 +163,7 @@ class SelfAttention(nnx.Module):
         self.num_heads = num_heads
         self.causal = check.boolean("causal", causal)
         self.implementation = implementation
-        self.qkv = linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.qkv = linear(width, width + 2 * self.num_kv_heads * self.head_width, dtype=dtype, rngs=rngs)
         self.out = linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -155,10 +171,12 @@ class SelfAttention(nnx.Module):
     ) -> Float[Array, "batch time width"]:
         """Attends; no position sees one that is not ``valid``, and what such a one itself returns means nothing."""
         batch, time, width = x_BxSxD.shape
-        heads = (batch, time, self.num_heads, width // self.num_heads)
-        q_BxSxHxD, k_BxSxHxD, v_BxSxHxD = (part.reshape(heads) for part in jnp.split(self.qkv(x_BxSxD), 3, axis=-1))
+        blocks = jnp.split(self.qkv(x_BxSxD), [width, width + self.num_kv_heads * self.head_width], axis=-1)
+        q_BxSxHxD, k_BxSxHxD, v_BxSxHxD = (part.reshape(batch, time, -1, self.head_width) for part in blocks)
+        if self.rotary:
+            q_BxSxHxD, k_BxSxHxD = rotate(q_BxSxHxD), rotate(k_BxSxHxD)
         mask_Bx1x1xS = None if valid_BxS is None else valid_BxS[:, None, None, :]
-        implementation = self.implementation or fastest_implementation(q_BxSxHxD.dtype, heads[-1])
+        implementation = self.implementation or fastest_implementation(q_BxSxHxD.dtype, self.head_width)
         options: dict[str, Any] = {"mask": mask_Bx1x1xS, "is_causal": self.causal, "implementation": implementation}
         if self.prefix is not None:
             k_BxSxHxD, v_BxSxHxD, mask = with_prefix(self.prefix, k_BxSxHxD, v_BxSxHxD, valid_BxS, self.causal)
@@ -173,7 +191,7 @@ class Block(nnx.Module):
     With ``norm="pre"``, x += Branch(Norm(x)); with ``norm="post"``, x = Norm(x + Branch(x)).
 
     Args:
-      width, num_heads, causal, dtype, implementation, rngs: as for ``SelfAttention``.
+      width, num_heads, causal, num_kv_heads, rotary, dtype, implementation, rngs: as for ``SelfAttention``.
       mlp_width: hidden size of the feed-forward branch.
       norm: "pre" or "post".
       activation: "gelu", or "gelu_tanh" for the tanh form.
@@ -193,6 +211,8 @@ class Block(nnx.Module):
         *,
         mlp_width: int,
         causal: bool,
+        num_kv_heads: int | None = None,
+        rotary: bool = False,
         norm: str = "pre",
         activation: str = "gelu_tanh",
         dropout: float = 0.0,
@@ -206,7 +226,8 @@ class Block(nnx.Module):
         self.dropout = dropout
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.attention_norm = layer_norm(width, epsilon=epsilon, **options)
-        self.attention = SelfAttention(width, num_heads, causal=causal, implementation=implementation, **options)
+        heads: dict[str, Any] = {"causal": causal, "num_kv_heads": num_kv_heads, "rotary": rotary}
+        self.attention = SelfAttention(width, num_heads, **heads, implementation=implementation, **options)
         self.mlp_norm = layer_norm(width, epsilon=epsilon, **options)
         self.mlp_in = linear(width, mlp_width, **options)
         self.mlp_out = linear(mlp_width, width, **options)

@@ -30,6 +30,19 @@ def pool_positions(
     return x[:, 0].astype(jnp.float32) if how == "cls" else masked_mean(x, valid)
 
 
+def last_valid(x: Float[Array, "batch time width"], valid: Bool[Array, "batch time"] | None) -> Float[Array, "batch width"]:
+    """Returns the vector of the last valid position, of the first one where none is; in float32.
+
+    Example:
+      >>> last_valid(jnp.array([[[1.0], [9.0]]]), jnp.array([[True, False]])).tolist()
+      [[1.0]]
+    """
+    if valid is None:
+        return x[:, -1].astype(jnp.float32)
+    index = jnp.max(jnp.where(valid, jnp.arange(valid.shape[1]), 0), axis=1)
+    return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+
+
 def unit_length(x: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
     """Returns each row divided by its length, or by 1e-12 where it is shorter; the gradient of a row of zeros is finite.
 

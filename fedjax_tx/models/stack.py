@@ -7,6 +7,7 @@ a leading axis for the layer::
 
     layers/attention_norm/{scale, bias}        [layers, width]
     layers/attention/qkv/{kernel, bias}        [layers, width, 3 * width]: W^Q, W^K, W^V, in each the heads side by side
+                                               (narrower where heads share keys and values)
     layers/attention/out/{kernel, bias}        [layers, width, width]
     layers/mlp_norm/{scale, bias}              [layers, width]
     layers/mlp_in/{kernel, bias}               [layers, width, mlp_width]
@@ -49,6 +50,8 @@ class Layers:
     width: int
     mlp_width: int | None = None
     causal: bool = False
+    num_kv_heads: int | None = None
+    rotary: bool = False
     norm: str = "pre"
     activation: str = "gelu"
     dropout: float = 0.0
@@ -76,6 +79,8 @@ class Layers:
             self.num_heads,
             mlp_width=self.hidden,
             causal=self.causal,
+            num_kv_heads=self.num_kv_heads,
+            rotary=self.rotary,
             norm=self.norm,
             activation=self.activation,
             dropout=float(self.dropout),
