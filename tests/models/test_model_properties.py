@@ -11,6 +11,7 @@ import pytest
 from reference import draw_params
 from table import TABLE
 
+from fedjax_tx.models import features, lora
 from fedjax_tx.types import Model
 
 MASKED = [name for name, row in TABLE.items() if isinstance(row.inputs, dict) and "valid" in row.inputs]
@@ -191,3 +192,18 @@ def test_rounded_parameters_would_drift_away():
 def test_no_two_rows_are_the_same_model():
     shapes = [jax.tree.map(np.shape, subject(name).params) for name in TABLE]
     assert all(first != second for first, second in itertools.combinations(shapes, 2))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_adapters_hang_on_every_dense_layer_and_the_head_gives_its_features(name):
+    """Traced only: what adapters compute is tested in ``test_transfer.py``, here that no model has a layer that refuses them."""
+    model, inputs, params, _ = subject(name)
+    want = jax.eval_shape(model.apply, params, inputs)
+    adapted = lora(model, rank=1)
+    widened = jax.eval_shape(adapted.init, jax.random.key(0))
+    assert any("lora" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(widened))
+    assert jax.eval_shape(adapted.apply, widened, inputs) == want
+    kernel = params.get("head", {}).get("kernel")
+    if kernel is not None and kernel.shape[1] == want.shape[-1]:  # a forecast is a reshaped output of its head
+        entering = jax.eval_shape(features(model).apply, params, inputs)
+        assert entering.shape == (*want.shape[:-1], kernel.shape[0]) and entering.dtype == jnp.float32
