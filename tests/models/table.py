@@ -60,7 +60,7 @@ TABLE = {
     "encoder, classes": Row(
         lambda dtype: encoder(**SIZES, num_classes=3, pool="cls", pooler=True, num_segments=2, dtype=dtype), text(), variant=True
     ),
-    "encoder, pre-norm": Row(lambda dtype: encoder(**SIZES, num_classes=3, norm="pre", dtype=dtype), text()),
+    "encoder, pre-norm": Row(lambda dtype: encoder(**SIZES, num_classes=3, norm="pre", dtype=dtype), text(), variant=True),
     "encoder, tokens": Row(lambda dtype: encoder(**SIZES, head="tokens", dtype=dtype), text()),
     "encoder, embeddings": Row(
         lambda dtype: encoder(**SIZES, head="embeddings", normalise=True, dtype=dtype), text(), variant=True

@@ -100,6 +100,7 @@ def test_loss_and_accuracy_by_hand():
     np.testing.assert_array_equal(weight, [0.5, 0.0])
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_what_was_hidden():
     """Texts of one repeated token: what is hidden stands beside it."""
     sizes = {"num_layers": 1, "num_heads": 2, "width": 16, "max_length": 8}
