@@ -32,8 +32,10 @@ COLUMNS = {"client_lr": [0.1, 1.0], "mu": [0, 0], "test/loss": [2.0, 1.0]}
 BERT = {"model_type": "bert", "vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 BERT |= {"intermediate_size": 8, "max_position_embeddings": 4}
 GPT2 = {"model_type": "gpt2", "vocab_size": 8, "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 4}
-FOLDERS = {name: tempfile.mkdtemp() for name in ("bert", "gpt2")}
-for name, config in (("bert", BERT), ("gpt2", GPT2)):
+VIT = {"model_type": "vit", "image_size": 4, "patch_size": 2, "num_channels": 1, "hidden_size": 8, "num_hidden_layers": 1}
+VIT |= {"num_attention_heads": 1, "intermediate_size": 8}
+FOLDERS = {name: tempfile.mkdtemp() for name in ("bert", "gpt2", "vit")}
+for name, config in (("bert", BERT), ("gpt2", GPT2), ("vit", VIT)):
     (Path(FOLDERS[name]) / "config.json").write_text(json.dumps(config))
     save_file({}, f"{FOLDERS[name]}/model.safetensors")
 TOKENIZER = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
@@ -306,6 +308,10 @@ TABLE = {
         },
     ),
     ftx.models.load_gpt2: ({"folder": FOLDERS["gpt2"]}, {"folder": folder, **arithmetic}),
+    ftx.models.load_vit: (
+        {"folder": FOLDERS["vit"], "num_classes": 2, "key": jax.random.key(0)},
+        {"folder": folder, "num_classes": count, "key": [3], **arithmetic},
+    ),
     ftx.models.minilm_folder: ({}, {}),
     ftx.models.save_bert: (
         {"folder": ELSEWHERE, "params": {}, "config": BERT},
@@ -313,6 +319,10 @@ TABLE = {
     ),
     ftx.models.save_gpt2: (
         {"folder": ELSEWHERE, "params": {}, "config": GPT2},
+        {"folder": [3], "params": [3, {}], "config": config},
+    ),
+    ftx.models.save_vit: (
+        {"folder": ELSEWHERE, "params": {}, "config": VIT},
         {"folder": [3], "params": [3, {}], "config": config},
     ),
     ftx.tasks.next_token: ({"model": MODEL}, {"model": [3], "pad_id": ["0", -1], "column": text}),

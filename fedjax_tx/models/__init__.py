@@ -10,7 +10,7 @@ from fedjax_tx.models.generate import generate
 from fedjax_tx.models.lora import add_lora, lora, merge_lora
 from fedjax_tx.models.mlp import logistic_regression, mlp
 from fedjax_tx.models.prefix import prefix
-from fedjax_tx.models.pretrained import load_bert, load_gpt2, minilm_folder, save_bert, save_gpt2
+from fedjax_tx.models.pretrained import load_bert, load_gpt2, load_vit, minilm_folder, save_bert, save_gpt2, save_vit
 from fedjax_tx.models.recurrent import recurrent
 from fedjax_tx.models.resnet import resnet
 from fedjax_tx.models.tabular import tabular
@@ -28,6 +28,7 @@ __all__ = [
     "generate",
     "load_bert",
     "load_gpt2",
+    "load_vit",
     "logistic_regression",
     "lora",
     "merge_lora",
@@ -38,6 +39,7 @@ __all__ = [
     "resnet",
     "save_bert",
     "save_gpt2",
+    "save_vit",
     "tabular",
     "time_series",
     "vit",

@@ -13,7 +13,18 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fedjax_tx import data, tree
-from fedjax_tx.models import encoder, load_bert, load_gpt2, lora, merge_lora, minilm_folder, save_bert, save_gpt2
+from fedjax_tx.models import (
+    encoder,
+    load_bert,
+    load_gpt2,
+    load_vit,
+    lora,
+    merge_lora,
+    minilm_folder,
+    save_bert,
+    save_gpt2,
+    save_vit,
+)
 from fedjax_tx.models.pretrained.tensors import read_tensors
 
 HERE = Path(__file__).parent
@@ -23,6 +34,8 @@ BERT = {
     "bert classes": {"head": "classes", "pool": "cls", "pooler": True},
     "bert tokens": {"head": "tokens"},
 }
+LOADERS = {"gpt2": load_gpt2, "gpt2 untied": load_gpt2, "vit": load_vit}
+SAVERS = {"gpt2": save_gpt2, "gpt2 untied": save_gpt2, "vit": save_vit}
 # For the slow test that asks `transformers` itself: an interpreter that has it, with torch and safetensors.
 REFERENCE_PYTHON = os.environ.get("FEDJAX_TX_REFERENCE_PYTHON")
 
@@ -36,21 +49,23 @@ def folder_of(case, folder, change=lambda config, tensors: None):
 
 
 def load(case, folder):
-    return load_gpt2(folder) if case.startswith("gpt2") else load_bert(folder, **BERT[case])
+    return load_bert(folder, **BERT[case]) if case in BERT else LOADERS[case](folder)
 
 
 def save(case, folder, params, config):
-    (save_gpt2 if case.startswith("gpt2") else save_bert)(folder, params, config)
+    SAVERS.get(case, save_bert)(folder, params, config)
 
 
 def inputs_of(case):
+    if case == "vit":
+        return jnp.asarray(checkpoints.images())
     tokens, valid = map(jnp.asarray, checkpoints.text_inputs())
     return (
         tokens if case.startswith("gpt2") else {"tokens": tokens, "valid": valid, "segments": jnp.asarray(checkpoints.segments())}
     )
 
 
-CASES = ["gpt2", "gpt2 untied", *BERT]
+CASES = [*LOADERS, *BERT]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -201,6 +216,8 @@ def test_a_name_twice_is_refused(tmp_path):
         ("bert embeddings", "model_type", "roberta"),
         ("bert embeddings", "hidden_size", 8.5),
         ("bert tokens", "tie_word_embeddings", False),
+        ("vit", "hidden_act", "selu"),
+        ("vit", "qkv_bias", False),
         ("gpt2", "activation_function", "gelu"),
         ("gpt2", "layer_norm_epsilon", 1e-6),
         ("gpt2", "scale_attn_by_inverse_layer_idx", True),
@@ -247,6 +264,23 @@ def test_without_a_key_a_missing_or_other_head_is_an_error(tmp_path):
         load_bert(folder_of("bert classes", tmp_path / "three"), head="classes", num_classes=5)
     with pytest.raises(ValueError, match="expected key to be None where head='embeddings'"):
         load_bert(tmp_path / "three", key=jax.random.key(0))
+
+
+def test_the_head_of_a_vit_is_drawn_or_read(tmp_path):
+    def forget(config, tensors):
+        del tensors["classifier.weight"], tensors["classifier.bias"]
+        tensors["vit.embeddings.mask_token"] = np.zeros((1, 1, 8), np.float32)
+
+    read = load_vit(folder_of("vit", tmp_path / "with"))[1]
+    folder = folder_of("vit", tmp_path / "without", forget)
+    drawn = load_vit(folder, num_classes=5, key=jax.random.key(0))[1]
+    assert drawn.pop("head")["kernel"].shape == (8, 5)
+    assert read.pop("head")["kernel"].shape == (8, 3)
+    assert_same(drawn, read)
+    with pytest.raises(ValueError, match="expected num_classes to be given"):
+        load_vit(folder)
+    with pytest.raises(ValueError, match=r"2 missing: classifier.bias \(5,\), classifier.weight \(5, 8\)"):
+        load_vit(folder, num_classes=5)
 
 
 def test_a_head_of_tokens_is_drawn_for_a_checkpoint_that_has_none(tmp_path):
