@@ -25,6 +25,7 @@ HEADED = ftx.tasks.classification(
     MODEL._replace(init=lambda key: {"head": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}, "heads": jnp.zeros(3)})
 )
 ADAPTED = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4, lora_rank=1)
+LOW_RANK = problems.LOW_RANK
 EXPERIMENT = problems.experiment()
 METRICS = {"loss": (np.ones(2), np.ones(2))}
 HISTORY = [{"round": 1, "train/loss": 1.0}]
@@ -383,6 +384,14 @@ TABLE = {
     ftx.algorithms.mime: ({"task": TASK, "base_optimizer": SGD}, {**task, "base_optimizer": optimizer}),
     ftx.algorithms.mime_lite: ({"task": TASK, "base_optimizer": SGD}, {**task, "base_optimizer": optimizer}),
     ftx.algorithms.optax_server: ({"optimizer": SGD}, {"optimizer": optimizer}),
+    ftx.algorithms.fed_ex_lora: (
+        {"task": LOW_RANK, "client_optimizer": SGD},
+        {"task": ["logistic", TASK], "client_optimizer": optimizer, "lora_alpha": rate},
+    ),
+    ftx.algorithms.het_lora: (
+        {"task": LOW_RANK, "client_optimizer": SGD, "ranks": [1, 2]},
+        {"task": ["logistic", TASK], "client_optimizer": optimizer, "ranks": [0.5, [0.5], [], [0]], "norm_weighted": ["no"]},
+    ),
     ftx.algorithms.q_fed_avg: (
         {"task": TASK, "client_optimizer": SGD, "q": 1.0, "lipschitz": 1.0},
         {**task, "client_optimizer": optimizer, "q": rate, "lipschitz": rate},

@@ -36,6 +36,21 @@ LOGISTIC = ftx.tasks.classification(ftx.Model(init_logistic, lambda p, x, *, key
 """Softmax regression of two features on three classes."""
 
 
+def low_rank_logits(params, x, *, key=None):
+    head = params["head"]
+    adapted = (x @ head["lora"]["lora_a"]) @ head["lora"]["lora_b"] if "lora" in head else 0.0
+    return x @ head["kernel"] + adapted + head["bias"]
+
+
+def init_head(key):
+    return {"head": {"kernel": 0.1 * jax.random.normal(key, (2, 3)), "bias": jnp.zeros(3)}}
+
+
+ADAPTED = ftx.tasks.classification(ftx.models.lora(ftx.Model(init_head, low_rank_logits), rank=2))
+LOW_RANK = ftx.tasks.freeze(ADAPTED, "*lora*")
+"""The same with low-rank adapters, of which only they are trained."""
+
+
 def make_fed_avg(hyper):
     """FedAvg with momentum at the client; ``hyper`` holds ``client_lr``."""
     return ftx.algorithms.fed_avg(LOGISTIC, client_optimizer=optax.sgd(hyper["client_lr"], momentum=0.9))

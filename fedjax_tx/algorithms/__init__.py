@@ -4,7 +4,9 @@ from fedjax_tx.algorithms.ccvr import ccvr
 from fedjax_tx.algorithms.ditto import ditto
 from fedjax_tx.algorithms.fed_avg import fed_avg
 from fedjax_tx.algorithms.fed_buff import fed_buff
+from fedjax_tx.algorithms.fed_ex_lora import fed_ex_lora
 from fedjax_tx.algorithms.fit_temperature import fit_temperature
+from fedjax_tx.algorithms.het_lora import het_lora
 from fedjax_tx.algorithms.ifca import ifca
 from fedjax_tx.algorithms.mime import mime, mime_lite
 from fedjax_tx.algorithms.q_fed_avg import q_fed_avg
@@ -17,6 +19,8 @@ __all__ = [
     "fed_avg",
     "fed_buff",
     "fit_temperature",
+    "fed_ex_lora",
+    "het_lora",
     "ifca",
     "mime",
     "mime_lite",

@@ -7,13 +7,13 @@ subtree beside the leaves of each. What a subtree does is up to the module (``mo
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from fedjax_tx import check, prng
+from fedjax_tx import check, prng, tree
 from fedjax_tx.models.layers import EXTRAS
 from fedjax_tx.types import Model, PyTree
 
@@ -94,7 +94,7 @@ def add(model: Model, chosen: dict[Path, Place], name: str, draw: Callable[[Path
         params = model.init(key)
         for path, place in chosen.items():
             extra = draw(path, place, prng.fold(key, name, "/".join(path)))
-            params = change(params, path, partial(_with, name, extra))
+            params = tree.change(params, path, partial(_with, name, extra))
         return params
 
     return Model(init, model.apply)
@@ -102,18 +102,6 @@ def add(model: Model, chosen: dict[Path, Place], name: str, draw: Callable[[Path
 
 def _with(name: str, extra: PyTree, branch: dict) -> dict:
     return {**branch, name: extra}
-
-
-def change(params: PyTree, path: Path, function: Callable[[Any], Any]) -> PyTree:
-    """Returns ``params`` with ``function`` of what is at ``path`` in its place; nothing else is copied or touched.
-
-    Example:
-      >>> change({"a": {"x": 1}, "b": 2}, ("a", "x"), lambda x: x + 1)
-      {'a': {'x': 2}, 'b': 2}
-    """
-    if not path:
-        return function(params)
-    return {**params, path[0]: change(params[path[0]], path[1:], function)}
 
 
 def before(apply: Callable[..., PyTree], function: Callable[[PyTree], PyTree]) -> Callable[..., PyTree]:

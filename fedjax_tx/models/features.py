@@ -1,6 +1,6 @@
 """What a model's head reads: the same model without its last dense layer."""
 
-from fedjax_tx import check
+from fedjax_tx import check, tree
 from fedjax_tx.models import extras
 from fedjax_tx.types import Model
 
@@ -30,7 +30,7 @@ def features(model: Model, head: str = "head") -> Model:
     (path, place), *_ = extras.places(model, head, extras.dense_kernels, "dense layers").items()
 
     def without_head(params):
-        return extras.change(params, path, lambda layer: {**layer, "features": {}})
+        return tree.change(params, path, lambda layer: {**layer, "features": {}})
 
     def apply(params, inputs, *, key=None):
         outputs = model.apply(without_head(params), inputs, key=key)

@@ -52,7 +52,7 @@ def lora(model: Model, rank: int, alpha: float | None = None, *, where: str | Se
 
     def scaled(params):
         for path in kernels:
-            params = extras.change(params, (*path, "lora", "lora_b"), lambda lora_b: scale * lora_b)
+            params = tree.change(params, (*path, "lora", "lora_b"), lambda lora_b: scale * lora_b)
         return params
 
     adapted = extras.add(model, kernels, "lora", draw)

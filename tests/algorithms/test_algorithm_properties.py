@@ -20,6 +20,7 @@ from fedjax_tx import algorithms
 RATE = 0.1
 COHORTS = ftx.data.fixed_cohorts([[3, 0, 1], [1, 5, 2], [4, 1, 3]])  # client 1 holds no data
 TASK = problems.LOGISTIC
+LOW_RANK = ftx.tasks.freeze(problems.ADAPTED, ["*lora*", "*bias"])
 BIAS_ONLY = ftx.tasks.freeze(TASK, "b")
 MEAN_OF_MODELS = TASK._replace(
     apply=lambda models, frozen, batch, key: TASK.apply(jax.tree.map(lambda leaf: leaf.mean(0), models), frozen, batch, key)
@@ -76,6 +77,18 @@ def fed_buff(hyper):
 def adapted(hyper):
     """FedAvg that trains the bias alone; the weights are frozen."""
     return algorithms.fed_avg(BIAS_ONLY, optax.sgd(RATE))
+
+
+def fed_avg_of_adapters(hyper):
+    return algorithms.fed_avg(LOW_RANK, optax.sgd(RATE))
+
+
+def fed_ex_lora(hyper):
+    return algorithms.fed_ex_lora(LOW_RANK, optax.sgd(RATE))
+
+
+def het_lora(hyper):
+    return algorithms.het_lora(LOW_RANK, optax.sgd(RATE), [1, 2, 1, 2, 1, 2])
 
 
 def aggregated_by(*stages):
@@ -147,6 +160,16 @@ TABLE = {
     "ditto": Row(ditto, EVERY | {"fed_avg", "memoryless", "single"}),
     "fed_buff": Row(fed_buff, EVERY | {"limit", "single"}, changes={"cohorts": STALE}, limit={"cohorts": COHORTS}),
     "frozen weights": Row(adapted, EVERY | {"memoryless", "single"}, task=BIAS_ONLY),
+    # Of clients who all hold the same, the mean of the products is the product of the means.
+    "fed_ex_lora": Row(
+        fed_ex_lora,
+        EVERY | {"limit", "single"},
+        changes=ALL,
+        limit=ALIKE,
+        fed_avg=fed_avg_of_adapters,
+        task=LOW_RANK,
+    ),
+    "het_lora": Row(het_lora, EVERY | {"memoryless", "single"}, changes=ALL, task=LOW_RANK),
     "dp": Row(
         private,
         {"lanes", "order", "finite", "limit", "memoryless"},
@@ -193,7 +216,9 @@ def params_of(experiment, **options):
 def close(left, right) -> bool:
     floats = [leaf for leaf in jax.tree.leaves((left, right)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     half = len(floats) // 2
-    return all(np.allclose(a, b, rtol=1e-4, atol=2e-5) for a, b in zip(floats[:half], floats[half:], strict=True))
+    return all(
+        a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=2e-5) for a, b in zip(floats[:half], floats[half:], strict=True)
+    )
 
 
 def lanes(row):
