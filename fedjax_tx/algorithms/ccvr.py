@@ -19,6 +19,7 @@ the parameters of a run::
 Sums of products are in float32: a feature's variance is good to about 1e-6 of its mean square.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -66,7 +67,7 @@ def ccvr(
     num_steps: int = 500,
     batch_size: int = 128,
     head: str = "head",
-    inputs: str = "x",
+    inputs: str | Sequence[str] = "x",
     labels: str = "y",
 ) -> FederatedAlgorithm:
     """Trains the head of a trained classifier anew, on features drawn from what clients tell of theirs; one round.

@@ -117,6 +117,27 @@ def test_the_calibrated_head_is_better_than_the_biased_one(skewed):
     np.testing.assert_array_equal(again.device.server.params["head"]["kernel"], after.device.server.params["head"]["kernel"])
 
 
+@pytest.mark.slow
+def test_a_transformers_head_is_calibrated_on_what_enters_it():
+    generator = np.random.default_rng(1)
+    labels = np.concatenate([[0] * 60, [0] * 10 + [1] * 10, [2] * 12]).astype(np.int32)
+    tokens = (3 * labels[:, None] + generator.integers(1, 4, (92, 6))).astype(np.int32)  # each class has words of its own
+    valid = np.arange(6) < generator.integers(2, 7, (92, 1))
+    data = ftx.data.FederatedDataset.from_offsets({"tokens": tokens, "valid": valid, "y": labels}, [0, 60, 80, 92])
+    model = ftx.models.encoder(10, num_layers=1, num_heads=2, width=16, max_length=6, num_classes=3)
+    task = ftx.tasks.classification(model, inputs=["tokens", "valid"], num_classes=3)
+    algorithm = ccvr(task, ftx.models.features(model), optax.adam(0.1), num_steps=100, inputs=["tokens", "valid"])
+    experiment = problems.experiment(algorithm, train=data, cohorts=ALL, local=ftx.data.LocalWork(batch_size=16))
+    before, after = (
+        ftx.run(one, 1, {"train_set": data}, progress=False).history[-1]
+        for one in (
+            problems.experiment(ftx.algorithms.fed_avg(task, optax.sgd(0.0)), train=data, cohorts=ALL, local=experiment.local),
+            experiment,
+        )
+    )
+    assert before["train_set/recall"] < 0.6 < 0.95 < after["train_set/recall"]
+
+
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
