@@ -50,7 +50,7 @@ class Settings:
       batch_size: passages of a local step. local_steps, client_lr: of the clients' SGD.
       max_length: tokens of a passage; longer ones are cut. rank: of the adapters, on every dense layer of the encoder.
       validation_rows, test_rows: most passages of a client that are scored in the sweep, and in the end.
-      num_lanes: clients side by side on each device. smoke: a tiny model drawn at random, which ends in a minute.
+      num_lanes: clients side by side on each device. smoke: a tiny model drawn at random, to see that everything runs.
     """
 
     run_dir: Path = Path("runs/lora_encoder")

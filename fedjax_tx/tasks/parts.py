@@ -1,6 +1,7 @@
 """What tasks are made of: columns of a batch, cross-entropy, and the half of a task that only its model decides."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from fedjax_tx.types import Batch, Model
 
 
 def read_column(batch: Batch, name: str, *, integers: bool = False) -> Array:
+    """Returns a column of a batch; an error naming it if it is missing, or holds no integers where it must."""
     if name not in batch:
         check.fail_value("batch", f"to have a column {name!r}", sorted(batch))
     if integers and not jnp.issubdtype(jnp.result_type(batch[name]), jnp.integer):
@@ -36,37 +38,41 @@ def read_inputs(batch: Batch, inputs: str | Sequence[str]) -> Array | dict[str, 
 
 
 def check_arguments(model: Model, **columns: str) -> None:
+    """Raises unless ``model`` is one and the others name columns."""
     check.instance("model", model, Model, "a Model(init, apply)")
     for name, column in columns.items():
         check.instance(name, column, str, "the name of a column")
 
 
 def cross_entropy(logits: Float[Array, "*shape classes"], labels: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns -log softmax(logits)[label] of each place, in float32."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def is_right(logits: Float[Array, "*shape classes"], labels: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns 1.0 where the greatest logit is the label's, else 0.0."""
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
 def mean_of_real(
     values: Float[Array, "batch time"], real: Bool[Array, "batch time"]
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """Returns each example's mean over its real positions, and their share of all: (0, 0) of one that has none."""
     # where, not a product: 0 times an infinite loss is not a number.
     count = jnp.sum(real, axis=1, dtype=jnp.float32)
     total = jnp.sum(jnp.where(real, values, 0.0), axis=1)
     return total / jnp.maximum(count, 1.0), count / values.shape[1]
 
 
-def with_model(model: Model, read_inputs) -> dict:
-    """Returns the half of a task that does not depend on the loss; every parameter is trained."""
+def with_model(model: Model, read: Callable[[Batch], Any]) -> dict:
+    """Returns the half of a task that does not depend on the loss, given how inputs are read; every parameter is trained."""
 
     def init(key):
         return model.init(key), ()
 
     def apply(trainable, frozen, batch, key) -> Mapping[str, Array]:
-        return {"logits": model.apply(trainable, read_inputs(batch), key=key)}
+        return {"logits": model.apply(trainable, read(batch), key=key)}
 
     return {"init": init, "apply": apply}
