@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from reference import draw_params
+from numpy_transformer import draw_params
 
 from fedjax_tx.models import decoder, generate, lora, merge_lora
 from fedjax_tx.models.attention import SelfAttention

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_transformer as reference
 import pytest
-import reference
-from reference import draw_params
+from numpy_transformer import draw_params
 
 from fedjax_tx.models import encoder
 

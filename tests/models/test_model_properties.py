@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import draw_params
+from numpy_transformer import draw_params
 from table import TABLE
 
 from fedjax_tx.models import features, lora
