@@ -129,6 +129,7 @@ def test_the_norm_of_stacked_products():
     np.testing.assert_allclose(have, np.linalg.norm(np.asarray(lora_a) @ np.asarray(lora_b)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_a_as_it_was_drawn_the_mean_of_the_products_is_the_product_with_the_mean():
     task = ftx.tasks.freeze(problems.ADAPTED, "*lora_b")
     _, after, _, _, _ = one_round(algorithms.fed_avg(task, optax.sgd(RATE)))

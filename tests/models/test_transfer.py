@@ -40,6 +40,7 @@ def drawn_logits():
     return params, jax.jit(with_all(PLAIN).apply)(params, TOKENS)
 
 
+@pytest.mark.slow
 def test_what_is_not_added_is_drawn_as_without():
     params, plain = jax.jit(lambda key: (with_all(PLAIN).init(key), PLAIN.init(key)))(jax.random.key(3))
     added, rest = tree.partition(params, is_extra)

@@ -192,6 +192,7 @@ def test_each_client_has_its_own_margins(num_lanes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.device.server.params, want)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_tau_holds_the_plain_run_and_the_single_one():
     execution = ftx.Execution(num_lanes=2, mesh=None)
     table = ftx.sweep(experiment(), 2, {"tau": [0.0, 1.0]}, settings_at_once=2, execution=execution, progress=False)

@@ -106,6 +106,7 @@ def test_an_evaluation_pools_over_clients_of_any_size(scored):
     assert {type(value) for value in summary.values()} == {float}
 
 
+@pytest.mark.slow
 def test_a_sweep_says_of_each_setting_what_its_run_says(scored):
     experiment, state, data = scored
     options = {"evaluate": {"test": data}, "progress": False, "settings_at_once": 2}
