@@ -35,6 +35,7 @@ print(one, len(jax.devices()), ftx.devices.use_all_cores())
     assert run_fresh("import fedjax_tx as ftx; print(ftx.devices.use_all_cores())") == str(CORES)
 
 
+@pytest.mark.slow
 def test_what_the_user_says_of_threads_stays():
     code = "import os; import fedjax_tx as ftx; ftx.devices.use_all_cores(); print(os.environ['XLA_FLAGS'])"
     flag = "--xla_cpu_multi_thread_eigen"

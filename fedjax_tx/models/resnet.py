@@ -108,7 +108,8 @@ def resnet(
 
     Example:
       >>> model = resnet(3, 10, depth=8, width=8)
-      >>> model.apply(model.init(jax.random.key(0)), jnp.ones((2, 8, 8, 3))).shape
+      >>> params = jax.eval_shape(model.init, jax.random.key(0))  # shapes alone: drawing takes seconds
+      >>> jax.eval_shape(model.apply, params, jnp.ones((2, 8, 8, 3))).shape
       (2, 10)
     """
     sizes = {"input_channels": input_channels, "num_classes": num_classes, "width": width, "num_groups": num_groups}

@@ -63,6 +63,7 @@ def test_exact_aggregation_gives_the_mean_of_the_clients_models():
     assert bytes_a_client(round_fn, state)[1] == 4 * (A.size + B.size)
 
 
+@pytest.mark.slow
 def test_exact_aggregation_scales_what_it_adds_as_the_model_does():
     model = ftx.models.lora(ftx.Model(problems.init_head, problems.low_rank_logits), rank=2, alpha=6.0)
     task = ftx.tasks.freeze(ftx.tasks.classification(model), "*lora*")
@@ -103,6 +104,7 @@ def test_clients_of_the_whole_rank_who_count_by_examples_are_those_of_federated_
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole.params, plain.params)
 
 
+@pytest.mark.slow
 def test_evaluation_is_of_what_a_client_of_that_rank_would_use():
     own = problems.experiment(algorithms.het_lora(problems.LOW_RANK, optax.sgd(RATE), RANKS), hyper={})
     state = ftx.make_round(own).init(init_params=jax.tree.map(jnp.asarray, START))

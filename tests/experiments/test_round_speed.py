@@ -22,6 +22,7 @@ def test_the_benchmark_reports_every_lane_count(tmp_path, capsys):
     assert "| lanes |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_plain_loop_makes_the_steps_of_one_client():
     settings = round_speed.Settings(
         clients=8, model={"vocab_size": 96, "num_layers": 1, "num_heads": 1, "width": 8, "max_length": 8}

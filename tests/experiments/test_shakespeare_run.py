@@ -1,5 +1,6 @@
 """The main job at smoke size, as its user runs it: what it leaves, its configuration given back, and the comparison."""
 
+import dataclasses
 import json
 
 import central
@@ -18,13 +19,20 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(data_dir, tmp_path_factory):
-    arguments = ["--smoke", "--compare-central", "--run-dir", str(tmp_path_factory.mktemp("run")), "--data-dir", data_dir]
+    arguments = ["--smoke", "--run-dir", str(tmp_path_factory.mktemp("run")), "--data-dir", data_dir]
     return shakespeare.read_settings(arguments)
 
 
 @pytest.fixture(scope="module")
 def run(settings):
     return shakespeare.main(settings)
+
+
+@pytest.fixture(scope="module")
+def compared(run, settings):
+    """The run's directory once it was compared with central training, which goes on from the finished run."""
+    shakespeare.main(dataclasses.replace(settings, compare_central=True))
+    return settings.run_dir
 
 
 def read_records(directory):
@@ -35,8 +43,7 @@ def test_the_run_directory_holds_what_a_researcher_looks_at(run, settings):
     records = read_records(settings.run_dir)
     assert [record["round"] for record in records] == [1, 2, 3, 4]
     assert {"test/loss", "unseen/loss", "test/loss/client_p10"} <= set(records[-1])
-    for picture in ("curves.png", "central.png"):
-        assert (settings.run_dir / picture).read_bytes().startswith(b"\x89PNG")
+    assert (settings.run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     scores = json.loads((settings.run_dir / "scores.json").read_text())
     assert scores == run.scores
     assert 2.0 < scores["test/loss"] < np.log(source.VOCABULARY_SIZE)
@@ -78,8 +85,10 @@ def test_settings_that_this_script_does_not_have_are_refused(tmp_path):
 # ---- the comparison
 
 
-def test_central_and_federated_training_see_as_many_examples(run, settings):
-    rows = json.loads((settings.run_dir / "central.json").read_text())["rows"]
+@pytest.mark.slow
+def test_central_and_federated_training_see_as_many_examples(run, compared):
+    assert (compared / "central.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((compared / "central.json").read_text())["rows"]
     federated = rows["federated, as configured"]
     (one,) = [row for name, row in rows.items() if name.startswith("central")]
     assert federated["examples"] == one["examples"] == run.result.ledger["examples"]
@@ -87,8 +96,9 @@ def test_central_and_federated_training_see_as_many_examples(run, settings):
     assert federated["scores"] == run.scores
 
 
-def test_the_best_central_rate_is_compared(run, settings):
-    told = json.loads((settings.run_dir / "central.json").read_text())
+@pytest.mark.slow
+def test_the_best_central_rate_is_compared(compared):
+    told = json.loads((compared / "central.json").read_text())
     losses = {one["rate"]: one["scores"]["test/loss"] for one in told["rates"]}
     assert set(losses) == set(central.RATES)
     assert f"central, Adam at {min(losses, key=losses.get)}" in told["rows"]

@@ -76,6 +76,7 @@ def drawn():
 # ---- the layer
 
 
+@pytest.mark.slow
 def test_every_dense_layer_of_the_blocks_has_adapters_and_nothing_else_has():
     params, _, plain = drawn()
     adapters, base = tree.partition(params, is_adapter)

@@ -87,6 +87,7 @@ def test_a_run_is_that_of_resident_data_and_resumes(tmp_path):
     assert_same(have.client_metrics, want.client_metrics)
 
 
+@pytest.mark.slow
 def test_debugging_works_on_it():
     algorithm = problems.one_pass(problems.recorder(2))  # says which rows it saw, each as its number + 1
     experiment = problems.experiment(algorithm, cohorts=ftx.data.fixed_cohorts([[4]]), local=ftx.data.LocalWork(batch_size=2))
