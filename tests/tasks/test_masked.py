@@ -70,6 +70,7 @@ def test_a_key_draws_anew_and_evaluation_does_not():
     assert len(set(rows)) == len(rows)
 
 
+@pytest.mark.slow
 def test_in_evaluation_a_text_is_masked_alike_wherever_it_stands_and_however_it_is_padded():
     task = make(ECHO_PADDED, pad_id=0)
     tokens = jnp.where(jnp.arange(40) < jnp.array([40, 30, 20, 10])[:, None], draw_tokens(), 0)

@@ -104,7 +104,7 @@ def swept():
 # ---- a cell is its single run
 
 
-SLOW_TO_COMPILE = ("two passes", "decoder")
+SLOW_TO_COMPILE = ("noise", "two passes", "decoder")
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_TO_COMPILE else name for name in CASES]
 
 
