@@ -55,8 +55,16 @@ def counts(name: str, value: Any) -> int | np.ndarray:
     return array.astype(np.int64)
 
 
-def number(name: str, value: Any, *, above: float | None = None, low: float | None = None, high: float | None = None) -> Any:
-    """Returns ``value`` if it is a finite real scalar with ``above < value`` and ``low <= value <= high``; tracers pass."""
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Returns ``value`` if it is a finite real scalar, ``above < value < below`` and ``low <= value <= high``; tracers pass."""
     if isinstance(value, jax.core.Tracer):
         return value
     scalar = isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 0 and value.dtype.kind in "fiu"
@@ -71,6 +79,8 @@ def number(name: str, value: Any, *, above: float | None = None, low: float | No
         fail_value(name, f">= {low:g}", plain)
     if high is not None and plain > high:
         fail_value(name, f"<= {high:g}", plain)
+    if below is not None and not plain < below:
+        fail_value(name, f"< {below:g}", plain)
     return value
 
 

@@ -46,6 +46,15 @@ ELSEWHERE = f"{tempfile.mkdtemp()}/curves.png"
 task, optimizer, count, text, folder = {"task": ["logistic"]}, ["sgd"], ["4", 0], [3], [3, ELSEWHERE]
 server = {"server_optimizer": optimizer}
 rate = ["fast", -1.0]
+aggregator = ["mean", ftx.aggregation.clip_norm(1.0)]
+beta = ["high", -0.1, 1.0]
+adaptive = {
+    **task,
+    **dict.fromkeys(["tau", "initial_accumulator", "server_learning_rate"], rate),
+    "client_optimizer": optimizer,
+    "beta1": beta,
+    "aggregator": aggregator,
+}
 layers = {
     **dict.fromkeys(["num_layers", "num_heads", "width", "mlp_width"], count),
     "activation": [3, "relu"],
@@ -371,7 +380,20 @@ TABLE = {
     ),
     ftx.algorithms.fed_avg: (
         {"task": TASK, "client_optimizer": SGD},
-        {**task, **server, "client_optimizer": optimizer, "aggregator": ["mean", ftx.aggregation.clip_norm(1.0)]},
+        {**task, **server, "client_optimizer": optimizer, "aggregator": aggregator},
+    ),
+    ftx.algorithms.fed_avgm: (
+        {"task": TASK, "client_optimizer": SGD},
+        {**task, "client_optimizer": optimizer, "server_learning_rate": rate, "momentum": beta, "aggregator": aggregator},
+    ),
+    ftx.algorithms.fed_adagrad: ({"task": TASK, "client_optimizer": SGD, "server_learning_rate": 0.1}, adaptive),
+    **dict.fromkeys(
+        [ftx.algorithms.fed_adam, ftx.algorithms.fed_yogi, ftx.algorithms.fed_ams],
+        ({"task": TASK, "client_optimizer": SGD, "server_learning_rate": 0.1}, {**adaptive, "beta2": beta}),
+    ),
+    ftx.algorithms.fed_prox: (
+        {"task": TASK, "client_optimizer": SGD, "mu": 0.1},
+        {**task, **server, "client_optimizer": optimizer, "mu": rate, "aggregator": aggregator},
     ),
     ftx.algorithms.fed_buff: (
         {"task": TASK, "client_optimizer": SGD, "max_staleness": 2},
@@ -434,7 +456,7 @@ TABLE = {
     ftx.aggregation.total: ({}, {}),
     ftx.clients.full_gradient: ({"task": TASK}, task),
     ftx.clients.local_evaluation: ({"task": TASK}, task),
-    ftx.clients.local_sgd: ({"task": TASK, "optimizer": SGD}, {**task, "optimizer": optimizer}),
+    ftx.clients.local_sgd: ({"task": TASK, "optimizer": SGD}, {**task, "optimizer": optimizer, "change_gradient": [3]}),
     ftx.clients.whole_data: ({"local": EXPERIMENT.local}, {"local": [8]}),
     ftx.report.plot_curves: (
         {"history": HISTORY, "path": ELSEWHERE},

@@ -51,6 +51,7 @@ def test_what_is_no_number_is_refused_with_its_type(value):
         ({"above": 0}, -1, "expected x > 0, got -1.0"),
         ({"low": 0.5}, 0.25, "expected x >= 0.5, got 0.25"),
         ({"high": 1}, 1.5, "expected x <= 1, got 1.5"),
+        ({"below": 1}, 1.0, "expected x < 1, got 1.0"),
         ({}, float("nan"), "expected x to be finite, got nan"),
         ({"above": 0}, float("inf"), "expected x to be finite, got inf"),
     ],

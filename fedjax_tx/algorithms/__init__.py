@@ -5,6 +5,8 @@ from fedjax_tx.algorithms.ditto import ditto
 from fedjax_tx.algorithms.fed_avg import fed_avg
 from fedjax_tx.algorithms.fed_buff import fed_buff
 from fedjax_tx.algorithms.fed_ex_lora import fed_ex_lora
+from fedjax_tx.algorithms.fed_opt import fed_adagrad, fed_adam, fed_ams, fed_avgm, fed_yogi
+from fedjax_tx.algorithms.fed_prox import fed_prox
 from fedjax_tx.algorithms.fit_temperature import fit_temperature
 from fedjax_tx.algorithms.het_lora import het_lora
 from fedjax_tx.algorithms.ifca import ifca
@@ -16,9 +18,15 @@ from fedjax_tx.algorithms.server import optax_server
 __all__ = [
     "ccvr",
     "ditto",
+    "fed_adagrad",
+    "fed_adam",
+    "fed_ams",
     "fed_avg",
+    "fed_avgm",
     "fed_buff",
     "fed_ex_lora",
+    "fed_prox",
+    "fed_yogi",
     "fit_temperature",
     "het_lora",
     "ifca",

@@ -1,5 +1,6 @@
 """Shared local loops: train with any optax optimiser, and evaluate."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -27,7 +28,11 @@ class _Training(NamedTuple):
     state: PyTree
 
 
-def local_sgd(task: Task, optimizer: optax.GradientTransformation) -> ClientTrainer:
+def local_sgd(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    change_gradient: Callable[[PyTree, PyTree, ModelBroadcast], PyTree] | None = None,
+) -> ClientTrainer:
     """A client that makes optax steps on its own batches from the server's parameters.
 
     The update is ``{"delta": server - client}``, its weight the client's number of examples (0 for a client that made no step).
@@ -35,6 +40,7 @@ def local_sgd(task: Task, optimizer: optax.GradientTransformation) -> ClientTrai
 
     Args:
       task: what is learned. optimizer: any optax optimiser; its state starts anew for each client and round.
+      change_gradient: ``change_gradient(gradient, params, broadcast) -> gradient``, before the optimiser sees it.
 
     Example:
       >>> import fedjax_tx as ftx
@@ -46,6 +52,8 @@ def local_sgd(task: Task, optimizer: optax.GradientTransformation) -> ClientTrai
 
     check.instance("task", task, Task, "a Task")
     check.instance("optimizer", optimizer, optax.GradientTransformation, "an optax optimiser")
+    if change_gradient is not None:
+        check.function("change_gradient", change_gradient)
 
     def start(broadcast, info, state):
         params = broadcast.params
@@ -53,6 +61,8 @@ def local_sgd(task: Task, optimizer: optax.GradientTransformation) -> ClientTrai
 
     def step(broadcast, info, local, batch, mask, key):
         (value, weight), gradient = batch_gradient(task, local.params, broadcast.frozen, batch, mask, key)
+        if change_gradient is not None:
+            gradient = change_gradient(gradient, local.params, broadcast)
         updates, optimizer_state = optimizer.update(gradient, local.optimizer, local.params)
         metrics = add_metrics(local.metrics, {"loss": (value, weight)})
         return _Training(optax.apply_updates(local.params, updates), optimizer_state, metrics, local.state)

@@ -37,8 +37,22 @@ def fed_avg_of_equals(hyper):
     return algorithms.fed_avg(TASK, optax.sgd(RATE), aggregator=ftx.aggregation.fixed_mean(2))
 
 
-def fed_avg_m(hyper):
-    return algorithms.fed_avg(TASK, optax.sgd(RATE), optax.sgd(1.0, hyper["momentum"]))
+def fed_avgm(hyper):
+    return algorithms.fed_avgm(TASK, optax.sgd(RATE), momentum=hyper["momentum"])
+
+
+def adaptive(method):
+    """An adaptive server; with ``tau`` and its rate alike and large, and v from 0, it divides by nothing that matters."""
+
+    def make(hyper):
+        options = {"server_learning_rate": hyper["rate"], "beta1": hyper["beta1"], "tau": hyper["tau"]}
+        return method(TASK, optax.sgd(RATE), initial_accumulator=0.0, **options)
+
+    return make
+
+
+def fed_prox(hyper):
+    return algorithms.fed_prox(TASK, optax.sgd(RATE), hyper["mu"])
 
 
 def scaffold(hyper):
@@ -145,7 +159,17 @@ STALE = ftx.data.async_cohorts(np.arange(1.0, 7.0), concurrency=3, buffer_size=2
 
 TABLE = {
     "fed_avg": Row(fed_avg, EVERY | {"fed_avg", "memoryless", "single"}),
-    "fed_avg_m": Row(fed_avg_m, EVERY | {"limit"}, {"momentum": 0.5}, limit={"hyper": {"momentum": 0.0}}),
+    "fed_avgm": Row(fed_avgm, EVERY | {"limit"}, {"momentum": 0.5}, limit={"hyper": {"momentum": 0.0}}),
+    **{
+        method.__name__: Row(
+            adaptive(method),
+            EVERY | {"limit"},
+            {"rate": 0.05, "beta1": 0.5, "tau": 0.01},
+            limit={"hyper": {"rate": 1e6, "beta1": 0.0, "tau": 1e6}},
+        )
+        for method in (algorithms.fed_adam, algorithms.fed_adagrad, algorithms.fed_yogi, algorithms.fed_ams)
+    },
+    "fed_prox": Row(fed_prox, EVERY | {"limit", "memoryless"}, {"mu": 2.0}, limit={"hyper": {"mu": 0.0}}),
     # Of clients who all hold the same, every control variate is the server's.
     "scaffold": Row(scaffold, EVERY | {"limit"}, limit=ALIKE),
     "mime": Row(mime, EVERY | {"limit", "rests"}, {"momentum": 0.5}, limit={"hyper": {"momentum": 0.0}, **WHOLE}),
@@ -352,10 +376,18 @@ LAWS = {
     "single": single,
     "rests": rests,
 }
-# These are here for the law by which they are another row; that law always runs, the others are slow tests.
-VARIANTS = {"ifca of one": "fed_avg", "top_k of all": "fed_avg"}
+# Of these rows only some laws always run: that by which they are another row, or those that share one compiled program. The
+# others are slow tests.
+ONE_PROGRAM = {"order", "empty", "finite", "limit", "memoryless"}
+ALWAYS = {
+    "ifca of one": {"fed_avg"},
+    "top_k of all": {"fed_avg"},
+    "fed_prox": ONE_PROGRAM,
+    "fed_adam": ONE_PROGRAM,
+    **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams"], set()),
+}
 ROWS = [
-    pytest.param(name, law, id=f"{name}-{law}", marks=[pytest.mark.slow] if law != VARIANTS.get(name, law) else [])
+    pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, LAWS) else [pytest.mark.slow])
     for name in TABLE
     for law in LAWS
 ]
