@@ -1,15 +1,20 @@
-"""Pictures of a run and of a sweep, from their records."""
+"""Pictures of a run and of a sweep, from their records, and of a data set."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fedjax_tx import check
+from fedjax_tx.data import FederatedDataset, describe
+from fedjax_tx.data.description import Labels
 
 _GROUPS = ("server", "aggregation")
+_MOST_CLIENTS, _MOST_NAMES = 200, 40
 
 
 def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
@@ -112,6 +117,70 @@ def _draw_cells(means: np.ndarray, across: np.ndarray, up: np.ndarray, names: tu
     axes.set(xlabel=names[0], ylabel=names[1], title=title)
     figure.colorbar(image, label=names[2])
     return figure
+
+
+def plot_clients(data: FederatedDataset, path: str | Path, *, labels: str | None = "y", title: str = "") -> Path:
+    """Draws who holds what and writes a PNG: each client's shares of the classes as a row of a heat map, beside it its size.
+
+    Clients are in the order of the data set; of more than 200, as many spread evenly over it. ``ftx.data.describe`` says it in
+    words.
+
+    Args:
+      data: a whole data set with at least one client. path: where the PNG goes. labels: the column of classes, integers; None:
+        sizes only. title: above all.
+
+    Errors: ``TypeError``, ``ValueError`` as ``describe`` has them.
+
+    Example:
+      >>> import tempfile
+      >>> data = FederatedDataset.from_columns({"y": np.array([0, 1, 1, 2])}, [0, 0, 1, 1])
+      >>> plot_clients(data, f"{tempfile.mkdtemp()}/clients.png").name
+      'clients.png'
+    """
+    described = describe(data, labels=labels)
+    path = _check_path(path)
+    check.instance("title", title, str, "a string")
+    shown = _spread(data.num_clients, _MOST_CLIENTS)
+    widths = [1.6] if labels is None else [2.5, 1.0]
+    height = min(max(0.2 * len(shown), 3.5), 8)
+    figure = Figure(figsize=(3.5 * sum(widths), height), dpi=120, layout=ConstrainedLayoutEngine(wspace=0.06))
+    *left, right = figure.subplots(1, len(widths), sharey=True, width_ratios=widths, squeeze=False)[0]
+    sizes = data.client_sizes[shown]
+    right.barh(range(len(shown)), sizes, height=1 if len(shown) > _MOST_NAMES else 0.8)
+    right.set(xlabel="examples", ylim=(len(shown) - 0.5, -0.5))
+    right.set_title(f"{data.num_clients:,} clients, {data.num_examples:,} examples", fontsize=10)
+    if sizes.max() > 20 * max(np.median(sizes), 1):
+        right.set_xscale("log")
+    if labels is not None and described.labels is not None:
+        _draw_shares(left[0], data.select(shown), labels, described.labels)
+        right.tick_params(left=False)
+    named = _spread(len(shown), _MOST_NAMES)
+    first = (*left, right)[0]
+    first.set_yticks(named, [str(data.client_ids[shown[place]])[:20] for place in named], fontsize=7)
+    first.set_ylabel("client" if len(shown) == data.num_clients else f"{len(shown)} of {data.num_clients:,} clients")
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path)
+    return path
+
+
+def _draw_shares(axes, data: FederatedDataset, labels: str, described: Labels) -> None:
+    owner, classes = np.repeat(np.arange(data.num_clients), data.client_sizes), described.classes
+    counts = np.zeros((data.num_clients, len(classes)))
+    np.add.at(counts, (owner, np.searchsorted(classes, data.columns[labels])), 1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    root = PowerNorm(0.5, vmin=0)  # small shares are seen beside one that is whole
+    image = axes.imshow(shares, aspect="auto", interpolation="nearest", cmap="Blues", norm=root)
+    axes.figure.colorbar(image, ax=axes, label="share of the client's examples", pad=0.01)
+    named = _spread(len(classes), 31)
+    axes.set_xticks(named, [str(classes[place]) for place in named], fontsize=7)
+    axes.set_xlabel(f"class ({labels})")
+    axes.set_title(f"label skew {described.skew:.2f}, by chance {described.skew_by_chance:.2f}", fontsize=10)
+
+
+def _spread(total: int, most: int) -> np.ndarray:
+    """At most so many of 0 ... total - 1, evenly."""
+    return np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(int))
 
 
 def _check_path(path: str | Path) -> Path:

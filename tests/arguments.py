@@ -68,6 +68,8 @@ columns = [*text, [], ["x", 3], ["x", "x"]]
 arithmetic = {"dropout": ["much", 1.0], "dtype": [3, jnp.int32], "implementation": [3, "xlaa"], "unroll": ["yes"]}
 config = [3, {}, {"model_type": "t5"}]
 labelled = {"data": [DATA.columns, ftx.data.take_part(DATA, 0, 2)], "labels": [3, "label"]}
+seed = {"seed": [0.5, -1]}
+kinds = [3, [], [0.5, 1.0], [[0, 1]]]
 classes = [["many", "few"], [1.0, -1.0], [0.0, 0.0], [[1.0, 2.0]]]
 
 TABLE = {
@@ -153,6 +155,34 @@ TABLE = {
         {"data": DATA, "seed": 0},
         {**labelled, "seed": [0.5, -1], "within": [3, "clients"], "power": ["half", -1.0, 2.0]},
     ),
+    ftx.data.describe: ({"data": DATA}, labelled),
+    ftx.data.partition_iid: (
+        {"num_examples": 4, "num_clients": 2, "seed": 0},
+        {"num_examples": count, "num_clients": [*count, 5], **seed},
+    ),
+    ftx.data.partition_dirichlet: (
+        {"labels": [0, 1, 0], "num_clients": 2, "alpha": 1.0, "seed": 0},
+        {"labels": kinds, "num_clients": [*count, 4], "alpha": [*rate, float("nan")], **seed},
+    ),
+    ftx.data.partition_shards: (
+        {"labels": [0, 1, 0, 1], "num_clients": 2, "seed": 0},
+        {"labels": kinds, "num_clients": [*count, 5], "shards_per_client": [*count, 3], **seed},
+    ),
+    ftx.data.partition_quantity: (
+        {"num_examples": 4, "num_clients": 2, "alpha": 1.0, "seed": 0},
+        {"num_examples": count, "num_clients": [*count, 5], "alpha": [*rate, 0.0], "min_size": ["1", -1, 3], **seed},
+    ),
+    ftx.data.partition_features: (
+        {"features": [0.5, 1.0, 2.0], "num_clients": 2, "seed": 0},
+        {
+            "features": [3.0, ["low", "high"], [float("nan"), 1.0, 1.0]],
+            "num_clients": [*count, 4],
+            "strength": [*rate, 2.0],
+            "labels": [*kinds, [0, 1]],
+            **seed,
+        },
+    ),
+    ftx.data.partition_by: ({"keys": ["a", "b"]}, {"keys": kinds, "min_size": [*count, 3]}),
     ftx.data.with_covariates: (
         {"cohorts": ftx.data.all_clients(), "counts": [1, 2]},
         {"cohorts": [[0, 1]], "tables": []},
@@ -458,6 +488,10 @@ TABLE = {
     ftx.clients.local_evaluation: ({"task": TASK}, task),
     ftx.clients.local_sgd: ({"task": TASK, "optimizer": SGD}, {**task, "optimizer": optimizer, "change_gradient": [3]}),
     ftx.clients.whole_data: ({"local": EXPERIMENT.local}, {"local": [8]}),
+    ftx.report.plot_clients: (
+        {"data": DATA, "path": ELSEWHERE},
+        {**labelled, "path": [3, "clients.xyz"], "title": text},
+    ),
     ftx.report.plot_curves: (
         {"history": HISTORY, "path": ELSEWHERE},
         {"history": [3, [{"round": 1}]], "path": [3], "title": text},

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fedjax_tx import report
+from fedjax_tx.data import FederatedDataset
 
 FIRST = {"test/loss": 1.8, "test/loss/client_p10": 1.0, "test/loss/client_p90": 2.5, "test/accuracy": 0.5}
 SECOND = {"test/loss": 1.4, "test/loss/client_p10": 0.9, "test/loss/client_p90": 2.0, "test/accuracy": 0.7}
@@ -122,3 +123,25 @@ def test_wrong_arguments_of_a_heat_map_are_named(unchecked, tmp_path, change, ki
     given = {"table": COLUMNS, "path": tmp_path / "heat.png", "x": "lr", "y": "mu", "metric": "loss", **change}
     with pytest.raises(kind, match=re.escape(message)):
         report.plot_heatmap(**given)
+
+
+def test_clients_are_drawn_as_rows_of_shares_beside_their_sizes(tmp_path, figures):
+    data = FederatedDataset.from_offsets({"kind": np.array([1, 1, 4, 1, 4, 4, 4])}, [0, 3, 3, 7], ["a", "b", "c"])
+    path = report.plot_clients(data, tmp_path / "clients.png", labels="kind", title="Three")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    shares, sizes = figures[0].axes[:2]
+    np.testing.assert_allclose(shares.images[0].get_array(), [[2 / 3, 1 / 3], [0, 0], [1 / 4, 3 / 4]])
+    assert [label.get_text() for label in shares.get_xticklabels()] == ["1", "4"]
+    assert [label.get_text() for label in shares.get_yticklabels()] == ["a", "b", "c"]
+    assert [bar.get_width() for bar in sizes.patches] == [3, 0, 4]
+    assert sizes.get_title() == "3 clients, 7 examples" and figures[0].get_suptitle() == "Three"
+    assert shares.get_ylim() == sizes.get_ylim() == (2.5, -0.5)
+
+
+def test_of_very_many_clients_some_are_drawn(tmp_path, figures):
+    data = FederatedDataset.from_offsets({"y": np.zeros(1000, int)}, np.append(np.arange(1000), 1000))
+    report.plot_clients(data, tmp_path / "clients.png", labels=None)
+    (axes,) = figures[0].axes
+    assert len(axes.patches) == 200 and axes.get_ylabel() == "200 of 1,000 clients"
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[0] == "0" and names[-1] == "999"

@@ -10,8 +10,17 @@ from fedjax_tx.data.cohort import (
     weighted_cohorts,
     with_covariates,
 )
+from fedjax_tx.data.description import describe
 from fedjax_tx.data.federated import FederatedDataset
 from fedjax_tx.data.loading import load
+from fedjax_tx.data.partition import (
+    partition_by,
+    partition_dirichlet,
+    partition_features,
+    partition_iid,
+    partition_quantity,
+    partition_shards,
+)
 from fedjax_tx.data.parts import gather_parts, take_part
 from fedjax_tx.data.tokens import count_tokens, encode_texts, load_tokenizer
 from fedjax_tx.types import LocalWork
@@ -23,12 +32,19 @@ __all__ = [
     "async_cohorts",
     "class_counts",
     "count_tokens",
+    "describe",
     "encode_texts",
     "fixed_cohorts",
     "gather_parts",
     "load",
     "load_tokenizer",
     "oversample_classes",
+    "partition_by",
+    "partition_dirichlet",
+    "partition_features",
+    "partition_iid",
+    "partition_quantity",
+    "partition_shards",
     "poisson_cohorts",
     "sample_classes",
     "take_part",

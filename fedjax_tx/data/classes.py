@@ -26,10 +26,10 @@ def class_counts(data: FederatedDataset, num_classes: int, *, labels: str = "y")
       [[1, 2], [0, 1]]
     """
     check.integer("num_classes", num_classes, low=2)
-    values = _read_labels(data, labels)
+    values = read_labels(data, labels)
     for value in values[(values < 0) | (values >= num_classes)][:1].tolist():
         check.fail_value(f"column {labels!r}", f"to hold classes in 0..{num_classes - 1}", value)
-    cells = _clients_of_rows(data) * num_classes + values
+    cells = clients_of_rows(data) * num_classes + values
     return np.bincount(cells, minlength=data.num_clients * num_classes).reshape(data.num_clients, num_classes)
 
 
@@ -64,7 +64,7 @@ def oversample_classes(
     rank = _random_ranks(group, sizes, np.random.default_rng(seed))
     repeats = wanted // sizes[group] + (rank < wanted % sizes[group])
     rows = np.repeat(np.arange(data.num_examples), repeats)
-    sizes_now = np.bincount(_clients_of_rows(data), weights=repeats, minlength=data.num_clients).astype(np.int64)
+    sizes_now = np.bincount(clients_of_rows(data), weights=repeats, minlength=data.num_clients).astype(np.int64)
     return _take_rows(data, rows, np.append(0, np.cumsum(sizes_now)))
 
 
@@ -93,7 +93,7 @@ def sample_classes(
     group, _ = _groups(data, within, labels)
     ends = np.cumsum(np.bincount(group).astype(np.float64)[group] ** (power - 1))
     begins = np.append(0.0, ends)[data.offsets]  # where each client's share of the line begins
-    client = _clients_of_rows(data)
+    client = clients_of_rows(data)
     points = begins[client] + np.random.default_rng(seed).random(data.num_examples) * (begins[client + 1] - begins[client])
     rows = np.searchsorted(ends, points, side="right")
     return _take_rows(data, np.clip(rows, data.offsets[client], data.offsets[client + 1] - 1), data.offsets)
@@ -102,8 +102,8 @@ def sample_classes(
 def _groups(data: FederatedDataset, within: str, labels: str) -> tuple[np.ndarray, np.ndarray]:
     """Of each row, which examples it shares a class with, and which of these groups are to become equal: two numberings."""
     check.one_of("within", within, ("client", "all"))
-    _, label = np.unique(_read_labels(data, labels), return_inverse=True)
-    kind = _clients_of_rows(data) if within == "client" else np.zeros_like(label)
+    _, label = np.unique(read_labels(data, labels), return_inverse=True)
+    kind = clients_of_rows(data) if within == "client" else np.zeros_like(label)
     return kind * (label.max(initial=0) + 1) + label, kind
 
 
@@ -121,11 +121,13 @@ def _take_rows(data: FederatedDataset, rows: np.ndarray, offsets: np.ndarray) ->
     return FederatedDataset(columns, np.asarray(offsets, np.int64), data.client_ids)
 
 
-def _clients_of_rows(data: FederatedDataset) -> np.ndarray:
+def clients_of_rows(data: FederatedDataset) -> np.ndarray:
+    """Returns the index of the client of each row."""
     return np.repeat(np.arange(data.num_clients), data.client_sizes)
 
 
-def _read_labels(data: FederatedDataset, labels: str) -> np.ndarray:
+def read_labels(data: FederatedDataset, labels: str) -> np.ndarray:
+    """Returns the column of labels, int64[row], or says what is wrong with it."""
     check.instance("data", data, FederatedDataset, "a FederatedDataset")
     data.refuse_part()
     check.instance("labels", labels, str, "the name of a column")

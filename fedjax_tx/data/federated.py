@@ -296,7 +296,7 @@ class FederatedDataset:
             check.fail_value("the data set", "to hold all its rows", part)
 
     def describe(self) -> str:
-        """Returns clients, examples, sizes of clients, and each column's dtype and shape, in one line.
+        """Returns clients, examples, sizes, and each column's dtype and shape, in one line; ``ftx.data.describe`` tells more.
 
         Example:
           >>> FederatedDataset.from_offsets({"x": np.zeros((3, 2))}, [0, 2, 3]).describe()
