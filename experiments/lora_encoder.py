@@ -34,7 +34,6 @@ from matplotlib.figure import Figure
 import fedjax_tx as ftx
 from fedjax_tx import tree
 from fedjax_tx.data.sources import presidents
-from fedjax_tx.simulation.rounds import run_rounds
 
 RATES = {"probe": (0.01, 0.03, 0.1, 0.3), "lora": (0.0015, 0.005, 0.015, 0.05), "full": (0.0001, 0.0003, 0.001, 0.003)}
 SCORES = ("test/accuracy", "test/recall", "test/loss", "unseen/accuracy", "unseen/recall", "unseen/loss")
@@ -168,16 +167,6 @@ def make_experiment(settings: Settings, task: ftx.Task, data: Data, rounds: int,
     )
 
 
-def round_memory(experiment: ftx.Experiment, execution: ftx.Execution, params: Any) -> dict[str, int]:
-    """Returns what the compiled round needs on a device, in bytes: what it is given, and its temporaries and results."""
-    round_fn = ftx.make_round(experiment, replace(execution, rounds_per_call=1))
-    state = round_fn.init(init_params=params)
-    memory = run_rounds.lower(*round_fn.arguments(state, round_fn.plan(state, 1))).compile().memory_analysis()
-    if memory is None:
-        raise RuntimeError(f"expected {jax.default_backend()} to tell how much memory a program needs, got nothing")
-    return {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes + memory.output_size_in_bytes}
-
-
 def study(settings: Settings, method: str, data: Data, model: ftx.Model, params: Any) -> dict[str, Any]:
     """Chooses a method's rate and trains with each seed; returns what is told of it."""
     task, start = make_task(settings, method, model, params, jax.random.key(1))
@@ -213,7 +202,8 @@ def study(settings: Settings, method: str, data: Data, model: ftx.Model, params:
         told["curve"] = [line["train/loss"] for line in result.history]
         told["bytes_up"] = result.ledger["bytes_up"] / result.ledger["client_updates"]
     told["trained"] = tree.num_bytes(jax.eval_shape(task.init, jax.random.key(0))[0]) // 4
-    told["memory"] = round_memory(experiment, execution, start)
+    round_fn = ftx.make_round(experiment, replace(execution, rounds_per_call=1))
+    told["memory"] = round_fn.memory(round_fn.init(init_params=start))
     return told
 
 

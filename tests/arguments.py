@@ -242,6 +242,10 @@ TABLE = {
             "dtype": [3, jnp.int32],
         },
     ),
+    ftx.models.describe: (
+        {"model": MODEL, "inputs": np.ones((1, 3), np.int32)},
+        {"model": [3], "inputs": [{}, np.float32(3)]},
+    ),
     ftx.models.resnet: (
         {"input_channels": 3, "num_classes": 2},
         {

@@ -4,6 +4,7 @@ from fedjax_tx.models.adapters import adapters
 from fedjax_tx.models.cnn import cnn
 from fedjax_tx.models.convolution import convolve
 from fedjax_tx.models.decoder import decoder
+from fedjax_tx.models.describe import Costs, describe
 from fedjax_tx.models.encoder import encoder
 from fedjax_tx.models.features import features
 from fedjax_tx.models.generate import generate
@@ -18,11 +19,13 @@ from fedjax_tx.models.time_series import time_series
 from fedjax_tx.models.vit import vit
 
 __all__ = [
+    "Costs",
     "adapters",
     "add_lora",
     "cnn",
     "convolve",
     "decoder",
+    "describe",
     "encoder",
     "features",
     "generate",

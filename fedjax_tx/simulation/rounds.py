@@ -175,6 +175,20 @@ class RoundFunction:
         """Returns the arguments of ``run_rounds`` for a plan."""
         return self._arguments(state, self.prepare(plan))
 
+    def memory(self, state: RoundState) -> dict[str, int]:
+        """Returns the bytes that a call for one round needs on each device, as XLA says; nothing is run.
+
+        ``arguments`` are there before: the state, the data and the schedule. ``temporaries`` include the results.
+
+        Errors: ``RuntimeError`` if this kind of device does not tell.
+        """
+        compiled = run_rounds.lower(*self.arguments(state, self.plan(state, 1))).compile()
+        memory = compiled.memory_analysis()
+        if memory is None:
+            raise RuntimeError(f"expected {jax.default_backend()} to tell how much memory a program needs, got nothing")
+        rest = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        return {"arguments": memory.argument_size_in_bytes, "temporaries": rest}
+
     def _arguments(self, state: RoundState, call: Call) -> tuple:
         experiment = self.experiment
         return (

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_tx.models import decoder, encoder, tabular, time_series, vit
+from fedjax_tx.models import cnn, decoder, encoder, logistic_regression, mlp, recurrent, resnet, tabular, time_series, vit
 from fedjax_tx.types import Model
 
 LAYERS = {"num_layers": 1, "num_heads": 2, "width": 8}
@@ -21,13 +21,15 @@ class Row(NamedTuple):
     """A model's maker, and inputs for it.
 
     ``longer``: whether the inputs may be padded to more positions than they have. ``variant``: of another row's model, or one
-    whose laws a file of its own tests too: its tests are slow ones, as each row compiles for several seconds.
+    whose laws a file of its own tests too: its tests are slow ones, as each row compiles for several seconds. ``at_zero``: it
+    draws no parameter at random.
     """
 
     make: Callable[[Any], Model]
     inputs: Any
     longer: bool = True
     variant: bool = False
+    at_zero: bool = False
 
 
 def tokens() -> np.ndarray:
@@ -78,4 +80,17 @@ TABLE = {
         variant=True,
     ),
     "tabular": Row(lambda dtype: tabular(2, [3, 4], 3, **LAYERS, dtype=dtype), row()),
+    "logistic regression": Row(lambda dtype: logistic_regression(3, 4, dtype=dtype), numbers(3, 3), at_zero=True),
+    "mlp": Row(lambda dtype: mlp((3, 2), 4, [5], dtype=dtype), numbers(3, 3, 2)),
+    "cnn, signals": Row(
+        lambda dtype: cnn((6, 2), 4, [3], pool=2, padding="SAME", hidden_sizes=[], summary="mean", dtype=dtype),
+        {"x": numbers(3, 6, 2), "valid": VALID},
+    ),
+    "cnn, images": Row(lambda dtype: cnn((6, 6, 1), 4, [2, 3], hidden_sizes=[5], dtype=dtype), numbers(3, 6, 6, 1)),
+    "lstm": Row(
+        lambda dtype: recurrent(num_features=2, num_classes=4, width=3, num_layers=1, dtype=dtype),
+        {"x": numbers(3, 6, 2), "valid": VALID},
+    ),
+    "gru, tokens": Row(lambda dtype: recurrent(vocab_size=11, cell="gru", width=3, dtype=dtype), text(), variant=True),
+    "resnet": Row(lambda dtype: resnet(3, 4, depth=8, width=4, num_groups=2, dtype=dtype), numbers(3, 4, 4, 3), variant=True),
 }

@@ -208,6 +208,27 @@ def test_more_lanes_than_clients_are_as_many_as_clients():
     assert round_fn.capacities[0].lanes == 2
 
 
+@pytest.mark.slow
+def test_the_memory_of_a_round_is_its_arguments_and_the_parameters_of_every_lane():
+    weights = 4 * 2000 * 3
+    wide = problems.LOGISTIC._replace(init=lambda key: ({"w": jnp.zeros((2000, 3)), "b": jnp.zeros(3)}, {}))
+    columns = {"x": np.zeros((8, 2000), np.float32), "y": np.zeros(8, np.int32)}
+    experiment = ftx.Experiment(
+        ftx.algorithms.fed_avg(wide, optax.sgd(0.1)),
+        train=ftx.data.FederatedDataset.from_columns(columns, np.arange(8)),
+        cohorts=ftx.data.all_clients(),
+        local=ftx.data.LocalWork(batch_size=1),
+    )
+    found = []
+    for lanes in (4, 8):
+        round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=lanes, taper=0))
+        found.append(round_fn.memory(round_fn.init()))
+    few, many = found
+    given = weights + columns["x"].nbytes + columns["y"].nbytes
+    assert all(given < memory["arguments"] < given + 40_000 for memory in found)  # and the schedules
+    assert 4 * weights <= many["temporaries"] - few["temporaries"] < 3 * 4 * weights
+
+
 def test_rounds_per_call_bound_a_call():
     round_fn = ftx.make_round(problems.experiment(), ftx.Execution(num_lanes=1, rounds_per_call=2))
     with pytest.raises(ValueError, match="expected num_rounds <= 2, got 3"):
