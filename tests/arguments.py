@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import problems
 import tokenizers
 from safetensors.numpy import save_file
@@ -40,6 +41,7 @@ for name, config in (("bert", BERT), ("gpt2", GPT2), ("vit", VIT)):
     (Path(FOLDERS[name]) / "config.json").write_text(json.dumps(config))
     save_file({}, f"{FOLDERS[name]}/model.safetensors")
 TOKENIZER = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+FRAME = pd.DataFrame({"who": ["a"], "x": [1]})
 UPDATES = {"w": jnp.ones((2, 3))}
 ELSEWHERE = f"{tempfile.mkdtemp()}/curves.png"
 
@@ -70,6 +72,7 @@ config = [3, {}, {"model_type": "t5"}]
 labelled = {"data": [DATA.columns, ftx.data.take_part(DATA, 0, 2)], "labels": [3, "label"]}
 seed = {"seed": [0.5, -1]}
 kinds = [3, [], [0.5, 1.0], [[0, 1]]]
+loaded = {"encode": [3], "directory": [3], "progress": ["no"]}
 classes = [["many", "few"], [1.0, -1.0], [0.0, 0.0], [[1.0, 2.0]]]
 
 TABLE = {
@@ -189,6 +192,20 @@ TABLE = {
     ),
     ftx.data.fixed_cohorts: ({"ids": [[0]]}, {"ids": [3, [], [[0.5]]]}),
     ftx.data.load: ({"name": "shakespeare"}, {"name": [3, "shakespear"], "options": []}),
+    ftx.data.from_clients: (
+        {"read_clients": lambda start: [("a", {"x": [1]})]},
+        {**loaded, "read_clients": [3], "num_clients": ["4", -1]},
+    ),
+    ftx.data.from_leaf: ({"folder": ELSEWHERE}, {**loaded, "folder": [3]}),
+    ftx.data.from_pandas: (
+        {"frame": FRAME, "client_key": "who"},
+        {**loaded, "frame": [3], "client_key": [3, "whom"], "columns": [3, "x", [], ["y"]]},
+    ),
+    ftx.data.from_tff_hdf5: ({"path": ELSEWHERE}, {**loaded, "path": [3], "columns": [3, "x", []]}),
+    ftx.data.make_splits: (
+        {"train": DATA, "test": DATA},
+        dict.fromkeys(["train", "test", "unseen"], [3, ftx.data.take_part(DATA, 0, 2)]),
+    ),
     ftx.data.gather_parts: ({"data": DATA}, {"data": [DATA.columns, ftx.data.take_part(DATA, 0, 2)]}),
     ftx.data.take_part: (
         {"data": DATA, "index": 0, "num_parts": 2},

@@ -11,7 +11,12 @@ from fedjax_tx.data.cohort import (
     with_covariates,
 )
 from fedjax_tx.data.description import describe
-from fedjax_tx.data.federated import FederatedDataset
+from fedjax_tx.data.federated import FederatedDataset, FederatedSplits
+from fedjax_tx.data.formats.clients import from_clients
+from fedjax_tx.data.formats.leaf import from_leaf
+from fedjax_tx.data.formats.pandas_frames import from_pandas
+from fedjax_tx.data.formats.splits import make_splits
+from fedjax_tx.data.formats.tff_hdf5 import from_tff_hdf5
 from fedjax_tx.data.loading import load
 from fedjax_tx.data.partition import (
     partition_by,
@@ -27,6 +32,7 @@ from fedjax_tx.types import LocalWork
 
 __all__ = [
     "FederatedDataset",
+    "FederatedSplits",
     "LocalWork",
     "all_clients",
     "async_cohorts",
@@ -35,9 +41,14 @@ __all__ = [
     "describe",
     "encode_texts",
     "fixed_cohorts",
+    "from_clients",
+    "from_leaf",
+    "from_pandas",
+    "from_tff_hdf5",
     "gather_parts",
     "load",
     "load_tokenizer",
+    "make_splits",
     "oversample_classes",
     "partition_by",
     "partition_dirichlet",

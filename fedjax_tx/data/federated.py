@@ -251,13 +251,9 @@ class FederatedDataset:
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
         partial.mkdir()
         try:
-            np.save(partial / "offsets.npy", self.offsets)
-            np.save(partial / "client_ids.npy", self.client_ids)
-            for name, file in _column_files(self.columns).items():
+            for name, file in column_files(self.columns).items():
                 np.save(partial / file, self.columns[name])
-            # Files are numbered and the names kept here: a column may be called anything.
-            metadata = {"format_version": FORMAT_VERSION, "columns": list(self.columns)}
-            (partial / _METADATA).write_text(json.dumps(metadata), encoding="utf-8")
+            write_index(partial, list(self.columns), self.offsets, self.client_ids)
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -282,7 +278,7 @@ class FederatedDataset:
         version = metadata.get("format_version")
         if version != FORMAT_VERSION:
             check.fail_value(f"the format version of {str(folder)!r}", f"to be {FORMAT_VERSION}", version)
-        names = ["offsets.npy", "client_ids.npy", *_column_files(metadata["columns"]).values()]
+        names = ["offsets.npy", "client_ids.npy", *column_files(metadata["columns"]).values()]
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(f"expected {str(folder)!r} to be complete, got it without {', '.join(missing)}")
@@ -322,6 +318,14 @@ class FederatedSplits(NamedTuple):
     test: FederatedDataset
     unseen: FederatedDataset
     report: dict[str, int]
+
+
+def write_index(folder: Path, names: list[str], offsets: np.ndarray, client_ids: np.ndarray) -> None:
+    """Writes what a saved data set has beside its columns, those of ``names`` in this order."""
+    np.save(folder / "offsets.npy", offsets)
+    np.save(folder / "client_ids.npy", client_ids)
+    metadata = {"format_version": FORMAT_VERSION, "columns": names}
+    (folder / _METADATA).write_text(json.dumps(metadata), encoding="utf-8")
 
 
 def _as_path(directory: Any) -> Path:
@@ -375,14 +379,16 @@ def _check_unique(name: str, values: np.ndarray) -> None:
         check.fail_value(name, "to hold each client once", f"{repeated!r} {counts.max()} times")
 
 
-def _column_files(names: Iterable[str]) -> dict[str, str]:
+def column_files(names: Iterable[str]) -> dict[str, str]:
+    """The file of each column in a saved data set; they are numbered, since a column may be called anything."""
     return {name: f"column_{index}.npy" for index, name in enumerate(names)}
 
 
-def _describe_array(array: np.ndarray) -> str:
+def describe_array(array: np.ndarray) -> str:
+    """The dtype of a column, and the shape of a row unless it is one number."""
     shape = ", ".join(map(str, array.shape[1:]))
     return f"{array.dtype}[{shape}]" if shape else str(array.dtype)
 
 
 def _describe_columns(columns: Mapping[str, np.ndarray]) -> dict[str, str]:
-    return {name: _describe_array(array) for name, array in columns.items()}
+    return {name: describe_array(array) for name, array in columns.items()}
