@@ -201,6 +201,10 @@ TABLE = {
         {"frame": FRAME, "client_key": "who"},
         {**loaded, "frame": [3], "client_key": [3, "whom"], "columns": [3, "x", [], ["y"]]},
     ),
+    ftx.data.from_tfds: (
+        {"name_or_builder": "none", "client_key": "who"},
+        {**loaded, "name_or_builder": [3], "client_key": [3], "split": [3], "columns": [3, "x", []], "data_dir": [3]},
+    ),
     ftx.data.from_tff_hdf5: ({"path": ELSEWHERE}, {**loaded, "path": [3], "columns": [3, "x", []]}),
     ftx.data.make_splits: (
         {"train": DATA, "test": DATA},

@@ -16,6 +16,7 @@ from fedjax_tx.data.formats.clients import from_clients
 from fedjax_tx.data.formats.leaf import from_leaf
 from fedjax_tx.data.formats.pandas_frames import from_pandas
 from fedjax_tx.data.formats.splits import make_splits
+from fedjax_tx.data.formats.tfds import from_tfds
 from fedjax_tx.data.formats.tff_hdf5 import from_tff_hdf5
 from fedjax_tx.data.loading import load
 from fedjax_tx.data.partition import (
@@ -44,6 +45,7 @@ __all__ = [
     "from_clients",
     "from_leaf",
     "from_pandas",
+    "from_tfds",
     "from_tff_hdf5",
     "gather_parts",
     "load",

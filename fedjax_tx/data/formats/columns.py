@@ -159,15 +159,17 @@ def check_names(name: str, value: Any) -> Sequence[str]:
 
 
 def decode_texts(name: str, array: np.ndarray) -> np.ndarray:
-    """Returns an array of bytes as one of strings (UTF-8), any other as it is."""
+    """Returns an array of bytes as one of strings (UTF-8); any other as it is."""
     if array.dtype.kind not in "SO":
         return array
+    return np.fromiter((decode_text(name, value) for value in array.flat), object, array.size).reshape(array.shape)
 
-    def decode(value: Any) -> Any:
-        try:
-            return value.decode() if isinstance(value, bytes) else value
-        except UnicodeDecodeError as error:
-            raise ValueError(f"expected {name} to be text in UTF-8, got {bytes(value)!r:.60}") from error
 
-    decoded = np.fromiter((decode(value) for value in array.flat), object, array.size)
-    return decoded.reshape(array.shape)
+def decode_text(name: str, value: Any) -> Any:
+    """Returns bytes as a string (UTF-8), lists with theirs as strings, anything else as it is."""
+    if isinstance(value, list):
+        return [decode_text(name, part) for part in value]
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected {name} to be text in UTF-8, got {bytes(value)!r:.60}") from error

@@ -12,7 +12,7 @@ import numpy as np
 from fedjax_tx import check
 from fedjax_tx.data.formats.columns import Client, ReadClients, check_names
 
-ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 1_024
 
 
 class Table(NamedTuple):
@@ -74,12 +74,13 @@ def _check_keys(name: str, keys: np.ndarray, first_row: int, is_text: bool | Non
     return keys
 
 
-def choose_columns(name: str, known: Sequence[str], client_key: Any, columns: Sequence[str] | None) -> list[str]:
+def choose_columns(name: str, known: Sequence[str], client_key: str | None, columns: Sequence[str] | None) -> list[str]:
     """Returns the columns to read, checked: by default all but that of the clients."""
     for column in known:
         if list(known).count(column) > 1:
             check.fail_value(f"the columns of {name}", "to have names of their own", column)
-    check.one_of("client_key", check.instance("client_key", client_key, str, "a column's name"), known)
+    if client_key is not None:
+        check.one_of("client_key", check.instance("client_key", client_key, str, "a column's name"), known)
     for column in () if columns is None else check_names("columns", columns):
         check.one_of("columns", column, known)
     return [column for column in known if column != client_key] if columns is None else list(columns)
