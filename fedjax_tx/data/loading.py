@@ -6,9 +6,10 @@ from typing import Any
 
 from fedjax_tx import check
 from fedjax_tx.data.federated import FederatedSplits
-from fedjax_tx.data.sources import presidents, shakespeare, synthetic
+from fedjax_tx.data.sources import heart, presidents, shakespeare, synthetic
 
 _SOURCES: dict[str, Callable[..., FederatedSplits]] = {
+    "heart": heart.load,
     "presidents": presidents.load,
     "shakespeare": shakespeare.load,
     "synthetic": synthetic.load,
@@ -20,8 +21,8 @@ def load(name: str, **options: Any) -> FederatedSplits:
 
     Args:
       name: ``"shakespeare"``: next-character prediction, one client a role of a play; ``"presidents"``: in which
-        period a passage of an annual message was written, one client a president; ``"synthetic"``: FedProx's
-        Synthetic(alpha, beta).
+        period a passage of an annual message was written, one client a president; ``"heart"``: whether a patient has
+        heart disease, one client a hospital; ``"synthetic"``: FedProx's Synthetic(alpha, beta).
       **options: what the source of that name takes, see ``fedjax_tx.data.sources``.
 
     Raises:
