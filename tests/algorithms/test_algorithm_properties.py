@@ -105,6 +105,22 @@ def het_lora(hyper):
     return algorithms.het_lora(LOW_RANK, optax.sgd(RATE), [1, 2, 1, 2, 1, 2])
 
 
+HEADED = ftx.tasks.classification(
+    ftx.Model(lambda key: jax.tree.map(lambda leaf: -30 * leaf, problems.init_head(key)), problems.low_rank_logits)
+)
+"""Softmax regression that starts out too sure of itself."""
+
+
+def ccvr(hyper):
+    """What enters the head is the input."""
+    features = ftx.Model(problems.init_head, lambda params, x, *, key=None: x)
+    return algorithms.ccvr(HEADED, features, optax.adam(RATE), samples_per_class=50, num_steps=50, batch_size=20)
+
+
+def fit_temperature(hyper):
+    return algorithms.fit_temperature(HEADED)
+
+
 def aggregated_by(*stages):
     """FedAvg with stages of aggregation."""
 
@@ -194,6 +210,9 @@ TABLE = {
         task=LOW_RANK,
     ),
     "het_lora": Row(het_lora, EVERY | {"memoryless", "single"}, changes=ALL, task=LOW_RANK),
+    # After training: the head on what all clients tell of their features; one number, at its optimum.
+    "ccvr": Row(ccvr, EVERY | {"memoryless"}, changes=ALL, task=HEADED),
+    "fit_temperature": Row(fit_temperature, EVERY | {"memoryless", "rests"}, changes=ALL, task=ftx.tasks.temperature(HEADED)),
     "dp": Row(
         private,
         {"lanes", "order", "finite", "limit", "memoryless"},
@@ -384,7 +403,7 @@ ALWAYS = {
     "top_k of all": {"fed_avg"},
     "fed_prox": ONE_PROGRAM,
     "fed_adam": ONE_PROGRAM,
-    **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams"], set()),
+    **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams", "ccvr", "fit_temperature"], set()),
 }
 ROWS = [
     pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, LAWS) else [pytest.mark.slow])
