@@ -9,6 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,6 +196,16 @@ TABLE = {
     ftx.data.from_clients: (
         {"read_clients": lambda start: [("a", {"x": [1]})]},
         {**loaded, "read_clients": [3], "num_clients": ["4", -1]},
+    ),
+    ftx.data.from_fedjax_sqlite: ({"path": ELSEWHERE}, {**loaded, "path": [3], "columns": [3, "x", []]}),
+    ftx.data.from_folders: ({"folder": ELSEWHERE}, {**loaded, "folder": [3], "read_file": [3], "pattern": [3]}),
+    ftx.data.from_hugging_face: (
+        {"dataset": datasets.Dataset.from_pandas(FRAME), "client_key": "who"},
+        {**loaded, "dataset": [3], "client_key": [3, "whom"], "columns": [3, "x", [], ["y"]]},
+    ),
+    ftx.data.from_parquet: (
+        {"path": ELSEWHERE, "client_key": "who"},
+        {**loaded, "path": [3], "client_key": [3], "columns": [3, "x", []]},
     ),
     ftx.data.from_leaf: ({"folder": ELSEWHERE}, {**loaded, "folder": [3]}),
     ftx.data.from_pandas: (

@@ -13,8 +13,12 @@ from fedjax_tx.data.cohort import (
 from fedjax_tx.data.description import describe
 from fedjax_tx.data.federated import FederatedDataset, FederatedSplits
 from fedjax_tx.data.formats.clients import from_clients
+from fedjax_tx.data.formats.fedjax_sqlite import from_fedjax_sqlite
+from fedjax_tx.data.formats.folders import from_folders
+from fedjax_tx.data.formats.hugging_face import from_hugging_face
 from fedjax_tx.data.formats.leaf import from_leaf
 from fedjax_tx.data.formats.pandas_frames import from_pandas
+from fedjax_tx.data.formats.parquet import from_parquet
 from fedjax_tx.data.formats.splits import make_splits
 from fedjax_tx.data.formats.tfds import from_tfds
 from fedjax_tx.data.formats.tff_hdf5 import from_tff_hdf5
@@ -43,8 +47,12 @@ __all__ = [
     "encode_texts",
     "fixed_cohorts",
     "from_clients",
+    "from_fedjax_sqlite",
+    "from_folders",
+    "from_hugging_face",
     "from_leaf",
     "from_pandas",
+    "from_parquet",
     "from_tfds",
     "from_tff_hdf5",
     "gather_parts",
