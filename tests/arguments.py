@@ -567,8 +567,13 @@ def public_functions() -> dict[str, object]:
             value = getattr(module, name)
             ours = getattr(value, "__module__", "").startswith("fedjax_tx") and callable(value)
             if ours and not hasattr(value, "_fields") and name not in inside:
-                found[name] = value
+                found[name_of(value)] = value
     return found
+
+
+def name_of(function) -> str:
+    """Its part of the library and its name: ``data.describe`` is not ``models.describe``."""
+    return f"{function.__module__.split('.')[1]}.{function.__name__}"
 
 
 def arguments_of(function) -> list[str]:
@@ -590,7 +595,7 @@ def main() -> None:
                     function(**{**given, argument: value})
                 except Exception as error:  # what it is, the test judges
                     kind, message = type(error).__name__, str(error)
-                told.append([function.__name__, argument, repr(value), kind, message, len(compiled) - before])
+                told.append([name_of(function), argument, repr(value), kind, message, len(compiled) - before])
     print(json.dumps(told))
 
 

@@ -9,7 +9,7 @@ import arguments
 import pytest
 
 ROWS = [
-    (function.__name__, argument, number)
+    (arguments.name_of(function), argument, number)
     for function, (_, wrong) in arguments.TABLE.items()
     for argument, values in wrong.items()
     for number in range(len(values))
@@ -31,7 +31,7 @@ def told():
 
 
 def test_the_table_holds_every_argument_of_every_public_function():
-    table = {function.__name__: wrong for function, (_, wrong) in arguments.TABLE.items()}
+    table = {arguments.name_of(function): wrong for function, (_, wrong) in arguments.TABLE.items()}
     public = arguments.public_functions()
     assert set(table) == set(public)
     for name, function in public.items():
