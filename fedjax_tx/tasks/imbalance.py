@@ -55,7 +55,7 @@ def logit_adjusted(task: Task, counts: ArrayLike, tau: Any = 1.0) -> Task:
 def fed_lc(task: Task, tau: Any) -> Task:
     """FedLC: at each client, a class's logit is lowered by tau * n^(-1/4), n being how often the client has the class.
 
-    Zhang et al., "Federated Learning with Label Distribution Skew via Logits Calibration", arXiv 2209.00189, eq. 7:
+    Zhang et al., "Federated Learning with Label Distribution Skew via Logits Calibration", arXiv 2209.00189:
     the loss is the cross-entropy of f_y(x) - tau n_y^(-1/4). A class that the client lacks leaves the softmax, for all that
     matters: it counts as 1e-8 of an example.
 
