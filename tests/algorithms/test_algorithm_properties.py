@@ -401,8 +401,8 @@ ONE_PROGRAM = {"order", "empty", "finite", "limit", "memoryless"}
 ALWAYS = {
     "ifca of one": {"fed_avg"},
     "top_k of all": {"fed_avg"},
-    "fed_prox": ONE_PROGRAM,
-    "fed_adam": ONE_PROGRAM,
+    **dict.fromkeys(["fed_prox", "fed_adam", "fed_avgm", "mime of sgd", "mime_lite", "q_fed_avg at 0"], ONE_PROGRAM),
+    **dict.fromkeys(["frozen weights", "drive", "integers", "median"], ONE_PROGRAM),
     **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams", "ccvr", "fit_temperature"], set()),
 }
 ROWS = [
