@@ -106,7 +106,7 @@ def _to_numbers(name: str, column: Any) -> np.ndarray:
         array = as_column(array.tolist())
     if array.dtype.kind in "biufc":
         return array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.size == 0:
+    if len(array) == 0:
         return np.empty(0)  # of what an example that is not there is made, nobody knows
     _refuse_values(name, array)
 
@@ -117,9 +117,8 @@ def _refuse_values(name: str, array: np.ndarray) -> NoReturn:
     first = _shape(array[0])
     for row, value in enumerate(array):
         if _shape(value) != first or first == "uneven":
-            raise TypeError(
-                f"expected {name} to have rows of one shape {hint}, got {first} in row 0, {_shape(value)} in row {row}"
-            )
+            found = f"{first} in row 0, {_shape(value)} in row {row}"
+            raise TypeError(f"expected {name} to have rows of one shape {hint}, got {found}")
         if first == () and not isinstance(value, numbers):
             raise TypeError(f"expected {name} to be of numbers {hint}, got {value!r:.60} ({type(value).__name__}) in row {row}")
     raise TypeError(f"expected {name} to be of numbers {hint}, got {array[0]!r:.60} in row 0")

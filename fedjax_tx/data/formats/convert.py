@@ -55,9 +55,10 @@ def convert(
     Several processes may ask for the same directory: one converts, the others wait.
     """
     target = Path(directory)
-    if target.exists():
-        return _open_checked(target, read_clients, encode)
     folder = target.with_name(f".{target.name}.converting")
+    if target.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # a kill right after the renaming leaves it
+        return _open_checked(target, read_clients, encode)
     (folder / "data").mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
         if not target.exists():  # another process may have been first

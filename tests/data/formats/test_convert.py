@@ -97,7 +97,9 @@ def test_what_is_there_is_opened_if_it_is_of_the_same_source(tmp_path):
         return ((f"client {number}", {"x": np.zeros((1, 2, 3), np.float32), "a/b": [1]}) for number in range(start, 3))
 
     from_clients(other, directory=tmp_path / "data")
+    (tmp_path / ".data.converting").mkdir()  # as a kill right after the last act would leave it
     assert from_clients(other, directory=tmp_path / "data").num_clients == 3
+    assert os.listdir(tmp_path) == ["data"]
     with pytest.raises(ValueError, match=r"column 'x' of client 'client 0' to be as it is in '.*data' .*, got 'other values'"):
         from_clients(other, encode=lambda columns: {**columns, "x": columns["x"] + 1}, directory=tmp_path / "data")
     with pytest.raises(ValueError, match=r"client 'client 0' of '.*data' to have 1 rows as there .*, got 0"):
@@ -137,6 +139,9 @@ SOURCE = """
 import sys
 import numpy as np
 from fedjax_tx.data import from_clients
+from fedjax_tx.data.formats import convert
+
+convert.CLIENTS_AT_ONCE = 500
 
 def read_clients(start):
     for number in range(start, int(sys.argv[2])):
@@ -156,23 +161,22 @@ def start(directory, num_clients):
 
 @pytest.mark.slow
 def test_a_process_killed_again_and_again_writes_the_same_files(tmp_path):
-    process = start(tmp_path / "whole", 20_000)
-    began = time.monotonic()
-    process.communicate()
-    seconds = time.monotonic() - began
-    generator, kills = np.random.default_rng(0), 0
-    while True:
-        process = start(tmp_path / "killed", 20_000)
-        try:
-            process.communicate(timeout=seconds * (0.3 + 0.1 * kills + 0.2 * generator.random()))
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills += 1
-    assert kills >= 2 and process.returncode == 0
+    """Each process is killed some time after it has made more clients safe than those before it."""
+    start(tmp_path / "whole", 8_000).communicate()
+    listed, generator = tmp_path / ".killed.converting" / "clients.jsonl", np.random.default_rng(0)
+    size = 0
+    for _ in range(6):
+        process = start(tmp_path / "killed", 8_000)
+        while process.poll() is None and (not listed.exists() or listed.stat().st_size <= size):
+            time.sleep(0.01)
+        time.sleep(0.05 * generator.random())
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        size = listed.stat().st_size
+    start(tmp_path / "killed", 8_000).communicate()
     assert_same_files(tmp_path / "killed", tmp_path / "whole")
-    assert FederatedDataset.open(tmp_path / "killed").num_clients == 20_000
+    assert FederatedDataset.open(tmp_path / "killed").num_clients == 8_000
 
 
 @pytest.mark.slow
