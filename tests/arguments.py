@@ -9,7 +9,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,8 +199,8 @@ TABLE = {
     ftx.data.from_fedjax_sqlite: ({"path": ELSEWHERE}, {**loaded, "path": [3], "columns": [3, "x", []]}),
     ftx.data.from_folders: ({"folder": ELSEWHERE}, {**loaded, "folder": [3], "read_file": [3], "pattern": [3]}),
     ftx.data.from_hugging_face: (
-        {"dataset": datasets.Dataset.from_pandas(FRAME), "client_key": "who"},
-        {**loaded, "dataset": [3], "client_key": [3, "whom"], "columns": [3, "x", [], ["y"]]},
+        {"dataset": FRAME, "client_key": "who"},
+        {**loaded, "dataset": [3], "client_key": [3], "columns": [3, "x", []]},
     ),
     ftx.data.from_parquet: (
         {"path": ELSEWHERE, "client_key": "who"},

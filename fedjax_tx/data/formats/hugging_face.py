@@ -10,7 +10,7 @@ from fedjax_tx import check
 from fedjax_tx.data.federated import FederatedDataset
 from fedjax_tx.data.formats.arrow import to_array
 from fedjax_tx.data.formats.clients import check_options, from_clients
-from fedjax_tx.data.formats.columns import Encode, as_column
+from fedjax_tx.data.formats.columns import Encode, as_column, check_names
 from fedjax_tx.data.formats.tables import ROWS_AT_ONCE, Table, choose_columns, group_table
 
 if TYPE_CHECKING:
@@ -46,9 +46,12 @@ def from_hugging_face(
       >>> from_hugging_face(rows, "writer").client(1)
       {'digit': array([3, 7])}
     """
+    check.instance("client_key", client_key, str, "a column's name")
+    if columns is not None:
+        check_names("columns", columns)
+    check_options(encode, directory, progress)
     _check_dataset(dataset)
     names = choose_columns("dataset", list(dataset.column_names), client_key, columns)
-    check_options(encode, directory, progress)
     decoded = [name for name in names if hasattr(dataset.features[name], "decode_example")]  # pictures, sounds
     plain = dataset.select_columns([name for name in names if name not in decoded]).with_format("arrow")
     media = dataset.select_columns(decoded).with_format("numpy")

@@ -1,12 +1,11 @@
 """Hugging Face's data sets: features of the kinds that they have."""
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from fedjax_tx.data import from_hugging_face
-
-datasets = pytest.importorskip("datasets")
 
 PICTURES = [Image.fromarray(np.full((2, 3), 10 * number, np.uint8)) for number in range(4)]
 

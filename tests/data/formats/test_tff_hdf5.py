@@ -1,11 +1,10 @@
 """TensorFlow Federated's HDF5 files, made with the columns and dtypes that its data sets have."""
 
+import h5py
 import numpy as np
 import pytest
 
 from fedjax_tx.data import from_tff_hdf5
-
-h5py = pytest.importorskip("h5py")
 
 
 def write(path, clients):
