@@ -438,6 +438,7 @@ TABLE = {
             **dict.fromkeys(["inputs", "labels"], text),
         },
     ),
+    ftx.algorithms.fine_tune: ({"task": TASK, "client_optimizer": SGD}, {**task, "client_optimizer": optimizer}),
     ftx.algorithms.fit_temperature: ({"task": TASK}, task),
     ftx.algorithms.ditto: (
         {"task": TASK, "client_optimizer": SGD, "personal_learning_rate": 0.1, "proximal_strength": 0.1},

@@ -7,6 +7,7 @@ from fedjax_tx.algorithms.fed_buff import fed_buff
 from fedjax_tx.algorithms.fed_ex_lora import fed_ex_lora
 from fedjax_tx.algorithms.fed_opt import fed_adagrad, fed_adam, fed_ams, fed_avgm, fed_yogi
 from fedjax_tx.algorithms.fed_prox import fed_prox
+from fedjax_tx.algorithms.fine_tune import fine_tune
 from fedjax_tx.algorithms.fit_temperature import fit_temperature
 from fedjax_tx.algorithms.het_lora import het_lora
 from fedjax_tx.algorithms.ifca import ifca
@@ -27,6 +28,7 @@ __all__ = [
     "fed_ex_lora",
     "fed_prox",
     "fed_yogi",
+    "fine_tune",
     "fit_temperature",
     "het_lora",
     "ifca",

@@ -15,6 +15,7 @@ Evaluation scores a client with v_k. A client that is not among the training cli
 model, its first state; a training client that never took part still has the parameters from the start.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -104,11 +105,18 @@ def train_both(
 
 class _Scores(NamedTuple):
     metrics: Metrics
-    personal: PyTree
+    state: PyTree
 
 
-def evaluate_both(task: Task) -> ClientTrainer:
-    """A client that scores its personal model on its examples, and the global one under names that begin with ``global_``."""
+def evaluate_both(
+    task: Task,
+    init_state: Callable[[PyTree, PyTree], PyTree] = lambda broadcast, key: broadcast.params,
+    personal_model: Callable[[PyTree], PyTree] = lambda state: state,
+) -> ClientTrainer:
+    """A client that scores its personal model on its examples, and the global one under names that begin with ``global_``.
+
+    ``personal_model(state) -> params`` finds the model in a client's state, which ``init_state`` makes of the broadcast.
+    """
 
     def both(broadcast, personal, batch, mask):
         own = batch_metrics(task, personal, broadcast.frozen, batch, mask)
@@ -118,13 +126,14 @@ def evaluate_both(task: Task) -> ClientTrainer:
     def start(broadcast, info, state):
         batch = info.batch.zeros()
         mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
-        names = jax.eval_shape(partial(both, broadcast), state, batch, mask)
+        names = jax.eval_shape(partial(both, broadcast), personal_model(state), batch, mask)
         return _Scores(no_metrics(names), state)
 
     def step(broadcast, info, local, batch, mask, key):
-        return local._replace(metrics=add_metrics(local.metrics, both(broadcast, local.personal, batch, mask)))
+        scores = both(broadcast, personal_model(local.state), batch, mask)
+        return local._replace(metrics=add_metrics(local.metrics, scores))
 
     def finish(broadcast, info, local):
-        return ClientResult({}, client_weight(info), local.personal, local.metrics)
+        return ClientResult({}, client_weight(info), local.state, local.metrics)
 
-    return ClientTrainer(lambda broadcast, key: broadcast.params, start, step, finish)
+    return ClientTrainer(init_state, start, step, finish)

@@ -6,9 +6,10 @@ from typing import Any
 
 from fedjax_tx import check
 from fedjax_tx.data.federated import FederatedSplits
-from fedjax_tx.data.sources import heart, presidents, shakespeare, synthetic
+from fedjax_tx.data.sources import activity, heart, presidents, shakespeare, synthetic
 
 _SOURCES: dict[str, Callable[..., FederatedSplits]] = {
+    "activity": activity.load,
     "heart": heart.load,
     "presidents": presidents.load,
     "shakespeare": shakespeare.load,
@@ -20,9 +21,12 @@ def load(name: str, **options: Any) -> FederatedSplits:
     """Returns a data set as ``.train``, ``.test``, ``.unseen`` and a ``.report`` of counts.
 
     Args:
-      name: ``"shakespeare"``: next-character prediction, one client a role of a play; ``"presidents"``: in which
-        period a passage of an annual message was written, one client a president; ``"heart"``: whether a patient has
-        heart disease, one client a hospital; ``"synthetic"``: FedProx's Synthetic(alpha, beta).
+      name: one of
+        ``"activity"``: which exercise the wearer of a smartwatch does, one client a person;
+        ``"heart"``: whether a patient has heart disease, one client a hospital;
+        ``"presidents"``: in which period a passage of an annual message was written, one client a president;
+        ``"shakespeare"``: next-character prediction, one client a role of a play;
+        ``"synthetic"``: FedProx's Synthetic(alpha, beta).
       **options: what the source of that name takes, see ``fedjax_tx.data.sources``.
 
     Raises:

@@ -84,6 +84,10 @@ def ditto(hyper):
     return algorithms.ditto(TASK, optax.sgd(RATE), 0.1, 0.5)
 
 
+def fine_tune(hyper):
+    return algorithms.fine_tune(TASK, optax.sgd(RATE, momentum=0.5))
+
+
 def fed_buff(hyper):
     return algorithms.fed_buff(TASK, optax.sgd(RATE), max_staleness=3)
 
@@ -198,6 +202,8 @@ TABLE = {
     "ifca": Row(ifca, EVERY | {"memoryless"}, task=MEAN_OF_MODELS),
     "ifca of one": Row(ifca_of_one, EVERY | {"fed_avg", "memoryless", "single"}, task=MEAN_OF_MODELS),
     "ditto": Row(ditto, EVERY | {"fed_avg", "memoryless", "single"}),
+    # The server's parameters stay what they were.
+    "fine_tune": Row(fine_tune, EVERY | {"memoryless", "rests"}),
     "fed_buff": Row(fed_buff, EVERY | {"limit", "single"}, changes={"cohorts": STALE}, limit={"cohorts": COHORTS}),
     "frozen weights": Row(adapted, EVERY | {"memoryless", "single"}, task=BIAS_ONLY),
     # Of clients who all hold the same, the mean of the products is the product of the means.
