@@ -368,6 +368,16 @@ TABLE = {
         {"tokenizer": [3], "texts": ["a", [3]], "max_length": count, "truncate": ["yes"]}
         | {"pad_to": count, "pad_id": ["0", -1]},
     ),
+    ftx.data.log_mel: (
+        {"samples": np.zeros((1, 400), np.float32), "sampling_rate": 8000},
+        {
+            "samples": [[0.0], np.zeros((1, 400), np.int32), np.zeros((1, 10), np.float32)],
+            "sampling_rate": count,
+            **dict.fromkeys(["num_bands", "frame_length", "hop"], count),
+            "low": ["deep", -1.0],
+            "high": ["sharp", 5000.0],
+        },
+    ),
     ftx.data.load_tokenizer: ({"folder": ELSEWHERE}, {"folder": folder}),
     ftx.models.load_bert: (
         {"folder": FOLDERS["bert"], "head": "classes", "num_classes": 2, "key": jax.random.key(0)},

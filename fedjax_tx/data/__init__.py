@@ -1,5 +1,6 @@
 """Clients' data: federated data sets, cohorts, schedules, sources."""
 
+from fedjax_tx.data.audio import log_mel
 from fedjax_tx.data.classes import class_counts, oversample_classes, sample_classes
 from fedjax_tx.data.clock import async_cohorts
 from fedjax_tx.data.cohort import (
@@ -58,6 +59,7 @@ __all__ = [
     "gather_parts",
     "load",
     "load_tokenizer",
+    "log_mel",
     "make_splits",
     "oversample_classes",
     "partition_by",

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedjax_tx import check
 from fedjax_tx.data.federated import FederatedSplits
-from fedjax_tx.data.sources import activity, driving, heart, presidents, shakespeare, synthetic
+from fedjax_tx.data.sources import activity, driving, heart, presidents, shakespeare, spoken_digits, synthetic
 
 _SOURCES: dict[str, Callable[..., FederatedSplits]] = {
     "activity": activity.load,
@@ -14,6 +14,7 @@ _SOURCES: dict[str, Callable[..., FederatedSplits]] = {
     "heart": heart.load,
     "presidents": presidents.load,
     "shakespeare": shakespeare.load,
+    "spoken_digits": spoken_digits.load,
     "synthetic": synthetic.load,
 }
 
@@ -28,6 +29,7 @@ def load(name: str, **options: Any) -> FederatedSplits:
         ``"heart"``: whether a patient has heart disease, one client a hospital;
         ``"presidents"``: in which period a passage of an annual message was written, one client a president;
         ``"shakespeare"``: next-character prediction, one client a role of a play;
+        ``"spoken_digits"``: which digit somebody says, one client a speaker;
         ``"synthetic"``: FedProx's Synthetic(alpha, beta).
       **options: what the source of that name takes, see ``fedjax_tx.data.sources``.
 
