@@ -1,0 +1,94 @@
+"""Tables and figure of the study of heart disease (experiments/heart.py)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedjax_tx.data.sources import heart
+
+HOSPITALS = tuple(heart.HOSPITALS)
+SCORES = ("accuracy", "loss", "calibration_error")
+
+# Published: mean and standard deviation of the accuracy on the pooled test over the five seeds of the authors' result files.
+PUBLISHED = {
+    "fed_avg": (0.748, 0.027),
+    "fed_prox": (0.748, 0.027),
+    "fed_adam": (0.779, 0.015),
+    "fed_yogi": (0.779, 0.015),
+    "fed_adagrad": (0.779, 0.015),
+    "pooled": (0.795, 0.003),
+}
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± standard deviation over seeds."""
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1 if len(values) > 1 else 0):.{digits}f}"
+
+
+def report_published(told: dict[str, list[dict[str, float]]]) -> None:
+    """Prints the first table: ours beside the published scores."""
+    print(f"\n| training | pooled test, published | pooled test | {' | '.join(HOSPITALS)} |\n|{'---|' * (3 + len(HOSPITALS))}")
+    for name, rows in told.items():
+        there = "{:.3f} ± {:.3f}".format(*PUBLISHED[name]) if name in PUBLISHED else ""
+        cells = [spread([row[one] for row in rows]) for one in ("pooled", *HOSPITALS)]
+        cells[0] = cells[0] if name in PUBLISHED else ""  # hospitals alone have no model of all
+        print(f"| {name} | {there} | {' | '.join(cells)} |")
+
+
+def report_compared(told: dict[str, dict[str, Any]]) -> None:
+    """Prints the tables of the second part: scores, then what each hospital gains over training alone, seed by seed."""
+    print("\n| model | training | rates; rounds | accuracy | log loss | calibration error |\n|---|---|---|---|---|---|")
+    for model, one in told.items():
+        for way in ("alone", "federated", "calibrated"):
+            what = f"T = {spread(one['temperature'], 2)}"
+            if way in one["chosen"]:
+                chosen = one["chosen"][way]
+                what = f"{', '.join(f'{rate:g}' for rate in chosen['rates'].values())}; {chosen['rounds']}"
+            print(f"| {model} | {way} | {what} | {' | '.join(spread([row[score] for row in one[way]]) for score in SCORES)} |")
+    print(f"\n| model | {' | '.join(f'{name}: alone | gain' for name in HOSPITALS)} |\n|{'---|' * (1 + 2 * len(HOSPITALS))}")
+    for model, one in told.items():
+        cells = [f"{spread([row[name] for row in one['alone']])} | {spread(gains(one, name))}" for name in HOSPITALS]
+        print(f"| {model} | {' | '.join(cells)} |")
+
+
+def gains(one: dict[str, Any], hospital: str) -> list[float]:
+    """Accuracy of the federated model less that of the hospital's own, by seed."""
+    return [there[hospital] - here[hospital] for there, here in zip(one["federated"], one["alone"], strict=True)]
+
+
+def draw(
+    published: dict[str, list[dict[str, float]]], compared: dict[str, dict[str, Any]], sizes: Sequence[int], path: Path
+) -> None:
+    """Draws the three comparisons; ``sizes``: test patients of each hospital."""
+    figure = Figure(figsize=(14, 4.2), dpi=120, layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 1))
+    names = [name for name in PUBLISHED if name in published]
+    places = np.arange(len(names))
+    means, deviations = np.transpose([PUBLISHED[name] for name in names])
+    found = np.array([[row["pooled"] for row in published[name]] for name in names])
+    jitter = np.random.default_rng(0).uniform(0.1, 0.3, found.shape)
+    left.errorbar(places - 0.2, means, deviations, fmt="ks", capsize=4, label="published: mean ± deviation of 5 seeds")
+    left.plot((places[:, None] + jitter).ravel(), found.ravel(), "o", color="C0", alpha=0.3, label="ours: a seed")
+    left.plot(places + 0.2, found.mean(1), "_", color="C3", markersize=20, markeredgewidth=2, label="ours: mean")
+    left.set_xticks(places, [name.replace("_", "\n") for name in names])
+    left.set(ylabel="accuracy on the pooled test", title="The published benchmark")
+    ways = {"alone": "alone", "federated": "federated", "calibrated": "federated,\ntemperature"}
+    for number, (model, one) in enumerate(compared.items()):
+        for axes, values in (
+            (middle, [gains(one, name) for name in HOSPITALS]),
+            (right, [[row["loss"] for row in one[way]] for way in ways]),
+        ):
+            at = np.arange(len(values)) + 0.24 * number - 0.12
+            axes.errorbar(at, np.mean(values, axis=1), np.std(values, axis=1), fmt="o", capsize=4, label=model)
+    middle.axhline(0, color="grey", linewidth=0.8)
+    middle.set_xticks(range(len(sizes)), [f"{name}\n{size} patients" for name, size in zip(HOSPITALS, sizes, strict=True)])
+    middle.set(ylabel="accuracy: federated less alone", title="What a hospital gains, ± deviation over seeds")
+    right.set_xticks(range(len(ways)), list(ways.values()))
+    right.set(ylabel="log loss of all test patients", title="Are the probabilities right?")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
