@@ -48,7 +48,7 @@ def optax_server(optimizer: optax.GradientTransformation) -> Callable[..., tuple
     """Returns ``combine``: one step of any optax optimiser that takes the aggregate's ``delta`` for the gradient.
 
     delta is server - client, so ``optax.sgd(1.0)`` moves to the clients' average (FedAvg), ``optax.sgd(1.0, momentum=0.9)`` is
-    FedAvgM (arXiv 1909.06335) and the adaptive optimisers are those of FedOpt (arXiv 2003.00295).
+    FedAvgM (arXiv 1909.06335), and adaptive optimisers are those of FedOpt but for their first steps (see ``fed_opt.py``).
 
     Example:
       >>> import jax.numpy as jnp
