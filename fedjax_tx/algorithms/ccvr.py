@@ -164,8 +164,9 @@ def draw(
     gaussians: ClassGaussians, samples_per_class: int, key: Key[Array, ""]
 ) -> tuple[Float[Array, "sample feature"], Int[Array, " sample"]]:
     """Returns virtual features and their classes, as many of each class."""
-    # By eigenvectors: a covariance of fewer examples than features has no Cholesky factor.
-    values, vectors = jnp.linalg.eigh(gaussians.covariance)
+    # By eigenvectors: a covariance of fewer examples than features has no Cholesky factor. One class after another: a batch of
+    # them waits for threads of the pool that it runs on, for ever where each core is a device (JAX 0.10.2).
+    values, vectors = jax.lax.map(jnp.linalg.eigh, gaussians.covariance)
     roots = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]
     num_classes, num_features = gaussians.mean.shape
     noise = jax.random.normal(key, (num_classes, samples_per_class, num_features))

@@ -1,5 +1,8 @@
 """Classifier calibration: what clients' sums pool to, what is drawn from it, and a biased head put right."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,3 +158,33 @@ def test_features_of_another_size_are_named():
     experiment = problems.experiment(ccvr(TASK, narrow, optax.sgd(0.1)), cohorts=ALL)
     with pytest.raises(ValueError, match=r"features to give \[batch, 2\], what the head takes, got \(2, 1\)"):
         problems.play(experiment, 1)
+
+
+ON_EVERY_CORE = """
+import fedjax_tx as ftx, jax, numpy as np, optax, sys
+jax.config.update("jax_num_cpu_devices", 2)
+model = ftx.models.mlp(8, 10, [32])
+generator = np.random.default_rng(0)
+columns = {"x": generator.standard_normal((96, 8)).astype(np.float32), "y": generator.integers(0, 10, 96).astype(np.int32)}
+algorithm = ftx.algorithms.ccvr(
+    ftx.tasks.classification(model), ftx.models.features(model), optax.adam(0.01), samples_per_class=200, num_steps=50
+)
+told = []
+for mesh in ("auto", None):
+    experiment = ftx.Experiment(
+        algorithm,
+        train=ftx.data.FederatedDataset.from_columns(columns, np.arange(96) % 4),
+        cohorts=ftx.data.all_clients(),
+        local=ftx.data.LocalWork(batch_size=10),
+    )
+    round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=2, mesh=mesh))
+    told.append(float(round_fn(round_fn.init())[1].server["virtual_loss"]))
+assert told[0] < 2.3 and abs(told[0] - told[1]) < 1e-3, told
+"""
+
+
+@pytest.mark.slow
+def test_it_ends_where_each_core_is_a_device():
+    """Eigenvectors of all classes at once waited for ever there."""
+    done = subprocess.run([sys.executable, "-c", ON_EVERY_CORE], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
