@@ -60,8 +60,8 @@ class Plan:
     server_rates: tuple[float, ...]
 
 
-DIGITS = Plan(200, 60, 10, 8, 4, client_rates=(0.01, 0.03, 0.1), server_rates=(0.003, 0.01, 0.03))
-WRITERS = Plan(1000, 120, 10, 16, 1, client_rates=(0.1,), server_rates=(0.002, 0.004, 0.008, 0.016))
+DIGITS = Plan(150, 40, 10, 8, 4, client_rates=(0.01, 0.1), server_rates=(0.003, 0.01, 0.03))
+WRITERS = Plan(800, 100, 10, 16, 1, client_rates=(0.1,), server_rates=(0.002, 0.004, 0.008, 0.016))
 SMOKE = Plan(2, 1, 2, 2, 1, client_rates=(0.1,), server_rates=(0.001, 0.01))
 
 
@@ -308,7 +308,7 @@ def load_sources(settings: Settings) -> list[Source]:
     if settings.femnist is None:
         print("FEMNIST is not read: it comes with no package; --femnist PATH names where it lies (--help says how to get it)")
         return sources
-    return [*sources, Source("femnist", *read_femnist(settings.femnist), make_models(28, 62, settings.smoke), settings.writers)]
+    return [Source("femnist", *read_femnist(settings.femnist), make_models(28, 62, settings.smoke), settings.writers), *sources]
 
 
 def main(settings: Settings) -> dict[str, Any]:
