@@ -60,7 +60,7 @@ class Plan:
     server_rates: tuple[float, ...]
 
 
-DIGITS = Plan(150, 40, 10, 8, 4, client_rates=(0.01, 0.1), server_rates=(0.003, 0.01, 0.03))
+DIGITS = Plan(400, 150, 10, 8, 4, client_rates=(0.003, 0.01, 0.03, 0.1), server_rates=(0.003, 0.01, 0.03))
 WRITERS = Plan(800, 100, 10, 16, 1, client_rates=(0.1,), server_rates=(0.002, 0.004, 0.008, 0.016))
 SMOKE = Plan(2, 1, 2, 2, 1, client_rates=(0.1,), server_rates=(0.001, 0.01))
 
@@ -290,7 +290,7 @@ def report(settings: Settings, told: dict[str, Any]) -> None:
     if with_writers:
         panels[1].set(xlabel="round", ylabel="test accuracy, band over seeds", title="FEMNIST, 28 × 28, a client a writer")
     for panel, source in zip(panels, (digits[0], "femnist"), strict=False):
-        panel.axhline(told[source]["neighbour"], color="grey", linewidth=0.8, linestyle="--", label="nearest neighbour, pooled")
+        panel.axhline(told[source]["neighbour"], color="grey", linewidth=0.8, linestyle="--", label="nearest neighbour, all data")
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, fontsize=8)
     figure.savefig(settings.run_dir / "scores.png")
