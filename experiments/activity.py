@@ -14,7 +14,7 @@ first quarters of an unseen person's recordings fine-tune the model at home (``f
 choose the rate, and on the second halves all are judged; "alone" is the same from a model drawn at random, for longer.
 Transformer and LSTM read tenths of a second, the CNN single steps.
 
-Command: pip install 'fedjax-tx[sensors]' && python experiments/activity.py
+Command: pip install -e '.[sensors]' && python experiments/activity.py
 Hardware, time and scores: see README.md. It leaves runs and sweeps, which go on if they were stopped, scores.json and scores.png.
 """
 

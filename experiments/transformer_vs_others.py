@@ -13,7 +13,7 @@ Method: federated averaging, 10 clients a round, one local epoch of Adam in batc
 start) the rate is the best of ``rates`` by validation loss in one run of all rounds, on a partition of its own; then three seeds,
 each with its own partition. *Calibrated* is each of them after CCVR (arXiv 2106.05001). All that was tried is in cells/.
 
-Command: pip install 'fedjax-tx[vision,sensors,studies]' && python experiments/transformer_vs_others.py
+Command: pip install -e '.[vision,sensors,studies]' && python experiments/transformer_vs_others.py
 Hardware, time and scores: see README.md. It leaves scores.md and scores.png; a finished cell stays, so a stopped run goes on.
 """
 
