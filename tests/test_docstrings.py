@@ -16,7 +16,12 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", MODULES)
+# Examples that draw and run a network compile for seconds each.
+COMPILING = ("fedjax_tx.models.", "fedjax_tx.tasks.")
+ROWS = [pytest.param(name, marks=[pytest.mark.slow] if name.startswith(COMPILING) else []) for name in MODULES]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_examples_in_docstrings_run(name, unchecked):
     module = importlib.import_module(name)
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

@@ -44,6 +44,7 @@ def trained(client, lora_a, lora_b):
     return [np.asarray(leaf, np.float64) for leaf in pair]
 
 
+@pytest.mark.slow
 def test_exact_aggregation_gives_the_mean_of_the_clients_models():
     before, after, info, round_fn, state = one_round(algorithms.fed_ex_lora(problems.LOW_RANK, optax.sgd(RATE)))
     pairs, weights = [trained(client, A, B) for client in (0, 2, 3, 4, 5)], np.array([5, 1, 9, 3, 7]) / 25

@@ -71,6 +71,7 @@ def params(make_algorithm, **changes):
     return problems.play(problems.experiment(make_algorithm, **changes), 3, 2, 3)[0].device.server.params
 
 
+@pytest.mark.slow
 def test_mime_lite_on_plain_sgd_is_fed_avg_and_mime_is_not():
     plain = params(fed_avg(problems.LOGISTIC, optax.sgd(0.1)))
     assert same(params(mime_lite(problems.LOGISTIC, optax.sgd(0.1))), plain)

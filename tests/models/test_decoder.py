@@ -117,7 +117,8 @@ def test_tokens_after_the_text_change_nothing_before():
     np.testing.assert_allclose(apply(params, tokens[:, :4]), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_scan_equals_unrolled(dropout):
     models = [decoder(**{**SMALL, "num_layers": 3}, dropout=dropout, unroll=unroll) for unroll in (True, False)]
     params, key = draw_params(models[0]), jax.random.key(1)
@@ -127,7 +128,8 @@ def test_scan_equals_unrolled(dropout):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), first, second)
 
 
-@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_stacked_parameters_equal_one_by_one(dropout):
     model = decoder(**SMALL, dropout=dropout)
     params = [draw_params(model, seed) for seed in range(3)]
@@ -217,7 +219,8 @@ def test_tied_embedding_is_used_at_both_ends():
     np.testing.assert_allclose(have, start + end, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tie_embeddings", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tie_embeddings", [False, True])
 def test_bfloat16_keeps_float32_outside_and_is_near(tie_embeddings):
     half = decoder(**SMALL, tie_embeddings=tie_embeddings, dtype=jnp.bfloat16)
     full = decoder(**SMALL, tie_embeddings=tie_embeddings)

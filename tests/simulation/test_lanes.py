@@ -90,6 +90,7 @@ def test_shuffled_training_does_not_depend_on_lanes_calls_or_cohort_order():
         assert_close(results[0], other)
 
 
+@pytest.mark.slow
 def test_a_transformer_with_dropout_does_not_depend_on_lanes():
     task = problems.text_task(dropout=0.3)
 

@@ -92,6 +92,7 @@ def small(**changes):
     return problems.experiment(fed_avg_with(None), **{**settings, **changes})
 
 
+@pytest.mark.slow
 def test_debugging_computes_the_same():
     debugged = ftx.make_round(small(), ftx.Execution(debug=True))
     state, info = debugged(debugged.init())
