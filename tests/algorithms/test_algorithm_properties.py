@@ -408,7 +408,7 @@ ALWAYS = {
     "ifca of one": {"fed_avg"},
     "top_k of all": {"fed_avg"},
     **dict.fromkeys(["fed_prox", "fed_adam", "fed_avgm", "mime of sgd", "mime_lite", "q_fed_avg at 0"], ONE_PROGRAM),
-    **dict.fromkeys(["frozen weights", "drive", "integers", "median", "ifca", "q_fed_avg"], ONE_PROGRAM),
+    **dict.fromkeys(["frozen weights", "drive", "integers", "median", "mime", "ifca", "q_fed_avg"], ONE_PROGRAM),
     **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams", "ccvr", "fit_temperature", "fine_tune"], set()),
 }
 ROWS = [

@@ -78,6 +78,7 @@ def test_mime_lite_on_plain_sgd_is_fed_avg_and_mime_is_not():
     assert not same(params(mime(problems.LOGISTIC, optax.sgd(0.1))), plain)
 
 
+@pytest.mark.slow
 def test_mime_with_one_step_on_all_data_is_the_base_optimiser_on_the_pooled_data():
     """Then every client steps by c itself, whatever the base optimiser."""
     optimizer = optax.adamw(0.1, weight_decay=0.1)

@@ -71,6 +71,7 @@ def test_at_q_zero_with_clients_of_one_size_it_is_fed_avg_and_else_it_is_not():
         assert all(np.allclose(left[name], right[name], rtol=1e-5, atol=1e-6) for name in left) == same
 
 
+@pytest.mark.slow
 def test_with_one_local_step_it_rests_at_the_optimum_of_the_papers_objective():
     """sum_k F_k^(q + 1) / (q + 1) has the gradient sum_k F_k^q grad F_k; the larger q, the less the worst client loses."""
     worst = []

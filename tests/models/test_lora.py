@@ -104,6 +104,7 @@ def test_a_is_gaussian_of_variance_one_over_the_inputs_and_b_is_zero():
     assert abs(values.std() - 1) < 0.03 and abs(np.mean(values**4) - 3) < 0.3
 
 
+@pytest.mark.slow
 def test_every_layer_and_place_draws_its_own_adapters_and_b_starts_at_zero():
     layers = drawn()[0]["layers"]
     drawn_a = [
@@ -302,6 +303,7 @@ def test_the_server_optimiser_and_the_message_are_of_the_adapters_only():
     assert up == 4 * 2 * 3 * ((8 + 24) + (8 + 8) + (8 + 32) + (32 + 8))
 
 
+@pytest.mark.slow
 def test_adapters_learn_what_training_the_whole_model_by_the_gradient_of_a_and_b_alone_would():
     # One client, one step, plain SGD on both sides: by hand from the gradient of the whole model, its other parts dropped.
     task, train = next_token(ADAPTED), problems.text_clients((3,))

@@ -139,6 +139,7 @@ def test_a_seed_names_the_cohorts_too_unless_told_otherwise(swept):
         assert shared.history[number][0]["train/loss"] != shared.history[number - 1][0]["train/loss"]
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_single_runs_where_no_cohort_and_no_order_depends_on_them():
     local = ftx.data.LocalWork(batch_size=2, epochs=2, shuffle=False)
     experiment = problems.experiment(make_private, hyper={"clip": 0.5, "noise": 0.5}, local=local)
