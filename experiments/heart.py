@@ -37,8 +37,6 @@ import tyro
 from heart_report import differences, draw, report_compared, report_published
 
 import fedjax_tx as ftx
-from fedjax_tx.algorithms.server import broadcast_model, init_server
-from fedjax_tx.clients import local_evaluation, local_sgd
 from fedjax_tx.data.federated import FederatedSplits
 from fedjax_tx.data.sources import heart
 
@@ -174,34 +172,6 @@ def apply_logistic(params: Mapping[str, jax.Array], x: jax.Array, *, key: jax.Ar
     return jnp.stack([jnp.zeros_like(logit), logit], axis=1)
 
 
-def train_alone(task: ftx.Task, optimizer: optax.GradientTransformation) -> ftx.FederatedAlgorithm:
-    """Returns no federation: each client goes on with a model and an optimiser of its own, and is scored by that model."""
-    training, scoring = local_sgd(task, optimizer), local_evaluation(task)
-
-    def init_state(broadcast, key):
-        return broadcast.params, optimizer.init(broadcast.params)
-
-    def start(broadcast, info, state):
-        return training.start(broadcast, info, ())._replace(params=state[0], optimizer=state[1])
-
-    def finish(broadcast, info, local):
-        return training.finish(broadcast, info, local)._replace(update={}, state=(local.params, local.optimizer))
-
-    def start_scoring(broadcast, info, state):
-        return scoring.start(broadcast._replace(params=state[0]), info, state)
-
-    def score(broadcast, info, local, batch, mask, key):
-        _, (own, _) = local
-        return scoring.step(broadcast._replace(params=own), info, local, batch, mask, key)
-
-    def make_pass(trainer):
-        return ftx.Pass(trainer, ftx.aggregation.nothing(), broadcast_model, lambda state, aggregate, key: (state, {}))
-
-    passes = (make_pass(training._replace(init_state=init_state, start=start, finish=finish)),)
-    evaluation = make_pass(scoring._replace(init_state=init_state, start=start_scoring, step=score))
-    return ftx.FederatedAlgorithm(init_server(task, optax.identity()), passes, evaluation)
-
-
 def read_scores(line: Mapping[str, Any]) -> dict[str, float]:
     """Returns the scores on the test set in a line of a history, by name and by hospital."""
     return {name.removeprefix("test/").removeprefix("by_hospital/"): value for name, value in line.items() if name[:5] == "test/"}
@@ -232,7 +202,7 @@ def published_part(settings: Settings, splits: FederatedSplits) -> dict[str, lis
     ways: dict[str, tuple[ftx.FederatedAlgorithm, Data, ftx.data.LocalWork, int]] = {
         **{name: (make(task), train, steps, settings.rounds) for name, make in METHODS.items()},
         "pooled": (ftx.algorithms.fed_avg(task, adam), pooled, epochs, 1),  # of one client, for one round: central training
-        "alone": (train_alone(task, adam), train, epochs, 1),
+        "alone": (ftx.algorithms.fine_tune(task, adam), train, epochs, 1),  # from a start drawn anew
     }
     told = {}
     for name in settings.methods:
@@ -280,7 +250,7 @@ def alone_part(settings: Settings, splits: FederatedSplits, model: str) -> dict[
     train, validation = hold_out(view(splits.train, MODELS[model]))
 
     def make(hyper):
-        return train_alone(task, optax.adam(hyper["lr"]))
+        return ftx.algorithms.fine_tune(task, optax.adam(hyper["lr"]))
 
     experiment = make_experiment(settings, make, "alone", train)
     chosen = choose(settings, experiment, "alone", validation, folder / "choose")

@@ -78,7 +78,7 @@ def test_hospitals_alone_are_federations_of_one_that_keep_their_optimiser():
     """Two rounds of a client alone are those of its own FedAvg where one round is all of them: Adam's state goes on."""
     train = problems.ragged_clients((4, 6))
     one = problems.experiment(
-        study.train_alone(problems.LOGISTIC, optax.adam(0.1)),
+        ftx.algorithms.fine_tune(problems.LOGISTIC, optax.adam(0.1)),
         train=train,
         hyper={},
         local=ftx.data.LocalWork(batch_size=6, steps=2, shuffle=False),
