@@ -6,11 +6,12 @@ from typing import Any
 
 from fedjax_tx import check
 from fedjax_tx.data.federated import FederatedSplits
-from fedjax_tx.data.sources import activity, driving, heart, presidents, shakespeare, spoken_digits, synthetic
+from fedjax_tx.data.sources import activity, driving, fleet, heart, presidents, shakespeare, spoken_digits, synthetic
 
 _SOURCES: dict[str, Callable[..., FederatedSplits]] = {
     "activity": activity.load,
     "driving": driving.load,
+    "fleet": fleet.load,
     "heart": heart.load,
     "presidents": presidents.load,
     "shakespeare": shakespeare.load,
@@ -26,6 +27,7 @@ def load(name: str, **options: Any) -> FederatedSplits:
       name: one of
         ``"activity"``: which exercise the wearer of a smartwatch does, one client a person;
         ``"driving"``: whether somebody drives normally, drowsily or aggressively, one client a driver;
+        ``"fleet"``: where a simulated vehicle will be in four seconds, one client a vehicle;
         ``"heart"``: whether a patient has heart disease, one client a hospital;
         ``"presidents"``: in which period a passage of an annual message was written, one client a president;
         ``"shakespeare"``: next-character prediction, one client a role of a play;
