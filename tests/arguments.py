@@ -471,6 +471,14 @@ TABLE = {
         {"task": TASK, "client_optimizer": SGD, "mu": 0.1},
         {**task, **server, "client_optimizer": optimizer, "mu": rate, "aggregator": aggregator},
     ),
+    ftx.algorithms.fed_nova: (
+        {"task": TASK, "client_optimizer": SGD},
+        {**task, **server, "client_optimizer": optimizer},
+    ),
+    ftx.algorithms.fed_dyn: (
+        {"task": TASK, "client_optimizer": SGD, "alpha": 0.1},
+        {**task, "client_optimizer": optimizer, "alpha": [*rate, 0.0]},
+    ),
     ftx.algorithms.fed_buff: (
         {"task": TASK, "client_optimizer": SGD, "max_staleness": 2},
         {**task, **server, "client_optimizer": optimizer, "max_staleness": ["4", -1], "staleness_weight": [0.5]},

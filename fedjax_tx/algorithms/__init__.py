@@ -4,7 +4,9 @@ from fedjax_tx.algorithms.ccvr import ccvr
 from fedjax_tx.algorithms.ditto import ditto
 from fedjax_tx.algorithms.fed_avg import fed_avg
 from fedjax_tx.algorithms.fed_buff import fed_buff
+from fedjax_tx.algorithms.fed_dyn import fed_dyn
 from fedjax_tx.algorithms.fed_ex_lora import fed_ex_lora
+from fedjax_tx.algorithms.fed_nova import fed_nova
 from fedjax_tx.algorithms.fed_opt import fed_adagrad, fed_adam, fed_ams, fed_avgm, fed_yogi
 from fedjax_tx.algorithms.fed_prox import fed_prox
 from fedjax_tx.algorithms.fine_tune import fine_tune
@@ -25,7 +27,9 @@ __all__ = [
     "fed_avg",
     "fed_avgm",
     "fed_buff",
+    "fed_dyn",
     "fed_ex_lora",
+    "fed_nova",
     "fed_prox",
     "fed_yogi",
     "fine_tune",

@@ -55,6 +55,22 @@ def fed_prox(hyper):
     return algorithms.fed_prox(TASK, optax.sgd(RATE), hyper["mu"])
 
 
+def fed_nova(hyper):
+    return algorithms.fed_nova(TASK, optax.sgd(RATE, momentum=0.5))
+
+
+def fed_avg_of_momentum(hyper):
+    return algorithms.fed_avg(TASK, optax.sgd(RATE, momentum=0.5))
+
+
+def fed_nova_of_sgd(hyper):
+    return algorithms.fed_nova(TASK, optax.sgd(RATE))
+
+
+def fed_dyn(hyper):
+    return algorithms.fed_dyn(TASK, optax.sgd(RATE), 0.5)
+
+
 def scaffold(hyper):
     return algorithms.scaffold(TASK, RATE)
 
@@ -190,6 +206,10 @@ TABLE = {
         for method in (algorithms.fed_adam, algorithms.fed_adagrad, algorithms.fed_yogi, algorithms.fed_ams)
     },
     "fed_prox": Row(fed_prox, EVERY | {"limit", "memoryless"}, {"mu": 2.0}, limit={"hyper": {"mu": 0.0}}),
+    # Clients of one size make equally many steps.
+    "fed_nova": Row(fed_nova, EVERY | {"limit", "memoryless"}, limit=ALIKE, fed_avg=fed_avg_of_momentum),
+    "fed_nova of sgd": Row(fed_nova_of_sgd, EVERY | {"limit", "memoryless", "single"}, limit=ALIKE),
+    "fed_dyn": Row(fed_dyn, EVERY),
     # Of clients who all hold the same, every control variate is the server's.
     "scaffold": Row(scaffold, EVERY | {"limit"}, limit=ALIKE),
     "mime": Row(mime, EVERY | {"limit", "rests"}, {"momentum": 0.5}, limit={"hyper": {"momentum": 0.0}, **WHOLE}),
@@ -410,6 +430,7 @@ ALWAYS = {
     **dict.fromkeys(["fed_prox", "fed_adam", "fed_avgm", "mime of sgd", "mime_lite", "q_fed_avg at 0"], ONE_PROGRAM),
     **dict.fromkeys(["frozen weights", "drive", "integers", "median", "mime", "ifca", "q_fed_avg"], ONE_PROGRAM),
     **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams", "ccvr", "fit_temperature", "fine_tune"], set()),
+    **dict.fromkeys(["fed_nova", "fed_nova of sgd", "fed_dyn"], set()),
 }
 ROWS = [
     pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, LAWS) else [pytest.mark.slow])

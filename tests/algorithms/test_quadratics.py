@@ -10,7 +10,7 @@ import optax
 import pytest
 import quadratics
 
-from fedjax_tx.algorithms import fed_avg, mime, mime_lite, scaffold
+from fedjax_tx.algorithms import fed_avg, fed_dyn, fed_nova, mime, mime_lite, scaffold
 
 RATE, STEPS, ROUNDS = 0.3, 5, 200
 A, B = np.array(quadratics.CURVATURES), np.array(quadratics.CENTRES)
@@ -20,9 +20,9 @@ DRIFTED = PULL @ B / PULL.sum()
 TASK = quadratics.task()
 
 
-def rest(make_algorithm, rounds=ROUNDS, **settings):
+def rest(make_algorithm, rounds=ROUNDS, steps=STEPS, **settings):
     """Where the server is after many rounds; and that it has come to rest there."""
-    state, info = quadratics.play(make_algorithm, rounds, STEPS, rounds_per_call=50, **settings)
+    state, info = quadratics.play(make_algorithm, rounds, steps, rounds_per_call=50, **settings)
     assert info.server["update_norm"] < 1e-5
     return np.asarray(state.device.server.params["x"])
 
@@ -71,3 +71,37 @@ def test_two_local_steps_already_drift_and_one_does_not():
     for steps, pull in ((1, RATE * A), (2, 1 - (1 - RATE * A) ** 2)):
         state, _ = quadratics.play(fed_avg(TASK, optax.sgd(RATE)), 400, steps, rounds_per_call=50)
         np.testing.assert_allclose(state.device.server.params["x"], pull @ B / pull.sum(), atol=1e-4)
+
+
+UNEQUAL = np.array([8, 1, 3])
+
+
+def resting_point(rate: float, normalised: bool) -> np.ndarray:
+    """Where sum_i w_i (x - b_i) = 0 for unequal steps; FedNova divides each client's pull w_i by its number of steps."""
+    pull = (1 - (1 - rate * A) ** UNEQUAL) / (UNEQUAL if normalised else 1)
+    return pull @ B / pull.sum()
+
+
+def test_with_unequal_steps_fed_nova_rests_at_its_own_point_which_tends_to_the_optimum():
+    def make_algorithm(hyper):
+        return fed_nova(TASK, optax.sgd(hyper["rate"]))
+
+    errors = []
+    for rate, rounds in ((0.2, 200), (0.02, 400)):
+        point = resting_point(rate, normalised=True)
+        np.testing.assert_allclose(rest(make_algorithm, rounds, UNEQUAL, hyper={"rate": rate}), point, atol=1e-4)
+        errors.append(np.abs(point - OPTIMUM).max())
+    assert errors[0] > 0.1 and errors[1] < errors[0] / 5
+    # That of FedAvg does not: clients with more steps count for more however small the rate.
+    assert np.abs(resting_point(1e-6, normalised=True) - OPTIMUM).max() < 1e-4
+    assert np.abs(resting_point(1e-6, normalised=False) - OPTIMUM).max() > 0.1
+
+
+@pytest.mark.slow
+def test_fed_avg_with_unequal_steps_rests_at_the_point_without_normalisation():
+    np.testing.assert_allclose(rest(fed_avg(TASK, optax.sgd(0.2)), steps=UNEQUAL), resting_point(0.2, False), atol=1e-4)
+
+
+def test_fed_dyn_reaches_the_optimum_though_one_client_is_away_each_round_and_local_steps_are_few():
+    cohorts = [[0, 1], [1, 2], [2, 0]]
+    np.testing.assert_allclose(rest(fed_dyn(TASK, optax.sgd(RATE), 1.0), 300, cohorts=cohorts), OPTIMUM, atol=1e-4)
