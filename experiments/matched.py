@@ -103,10 +103,16 @@ def matched_models(kind: Kind) -> dict[str, tuple[ftx.Model, ftx.models.Costs]]:
     models = {"transformer": (kind.transformer, wanted)}
     for name, make in kind.others.items():
         seen = {width: ftx.models.describe(make(width), batch) for width in (4, 32, 256)}
-        for what in ("parameters", "FLOPs"):
-            cost = {"parameters": "num_parameters", "FLOPs": "forward_flops"}[what]
+
+        def nearest(cost: str, make=make, seen=seen) -> tuple[ftx.Model, ftx.models.Costs]:
             width = nearest_width({width: getattr(costs, cost) for width, costs in seen.items()}, getattr(wanted, cost))
-            models[f"{name}, same {what}"] = (make(width), ftx.models.describe(make(width), batch))
+            return make(width), ftx.models.describe(make(width), batch)
+
+        of_flops = nearest("forward_flops")
+        if abs(of_flops[1].num_parameters / wanted.num_parameters - 1) < 0.05:
+            models[f"{name}, same both"] = of_flops
+        else:
+            models |= {f"{name}, same parameters": nearest("num_parameters"), f"{name}, same FLOPs": of_flops}
     return models
 
 

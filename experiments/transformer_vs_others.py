@@ -37,6 +37,7 @@ import fedjax_tx as ftx
 from fedjax_tx.prng import host_generator
 
 TUNING_SEED = 1000
+EXECUTION = ftx.Execution(num_lanes=1)  # on each core; models so small gain nothing from clients side by side
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,7 @@ def train(
         seed=seed,
     )
     scored = {"validation": subject.parts.validation, "test": subject.parts.test}
-    execution = ftx.Execution(num_lanes=1 if pooled else 4)
-    return experiment, ftx.run(experiment, rounds, scored, start, execution, evaluate_every=rounds, progress=False)
+    return experiment, ftx.run(experiment, rounds, scored, start, EXECUTION, evaluate_every=rounds, progress=False)
 
 
 def pretrain(settings: Settings, subject: Subject) -> Any:
@@ -143,8 +143,7 @@ def pretrain(settings: Settings, subject: Subject) -> Any:
 def calibrate(settings: Settings, subject: Subject, experiment: ftx.Experiment, params: Any) -> float:
     """Returns the test accuracy after the classifier was calibrated on what clients tell of their features."""
     whole = replace(experiment, make_algorithm=subject.calibration, hyper={}, cohorts=ftx.data.all_clients())
-    execution = ftx.Execution(num_lanes=4)
-    run = ftx.run(whole, 1, {"test": subject.parts.test}, params, execution, evaluate_every=1, progress=False)
+    run = ftx.run(whole, 1, {"test": subject.parts.test}, params, EXECUTION, evaluate_every=1, progress=False)
     return run.history[-1]["test/accuracy"]
 
 
