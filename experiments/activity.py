@@ -92,15 +92,12 @@ def load_data(settings: Settings) -> Data:
     """Reads the windows. All folds share these sets, and with them the compiled programs."""
     splits = ftx.data.load("activity", window=settings.window, unseen=[], test_share=0.2)
     print("\n".join(f"{count:>10,}  {what}" for what, count in splits.report.items()))
-    parts = (splits.train, splits.test)
-    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in splits.train.columns}
-    owners = np.concatenate([np.repeat(part.client_ids, part.client_sizes) for part in parts])
+    whole = ftx.data.concatenate([splits.train, splits.test])
 
     def between(low: float, high: float) -> ftx.data.FederatedDataset:
-        kept = (columns["progress"] >= low) & (columns["progress"] < high)
-        return ftx.data.FederatedDataset.from_columns({name: column[kept] for name, column in columns.items()}, owners[kept])
+        return ftx.data.keep_rows(whole, (whole.columns["progress"] >= low) & (whole.columns["progress"] < high))
 
-    return Data(*parts, between(0, 0.25), between(0.25, 0.5), between(0.5, 1), between(0, 1))
+    return Data(splits.train, splits.test, between(0, 0.25), between(0.25, 0.5), between(0.5, 1), between(0, 1))
 
 
 def make_model(settings: Settings, name: str) -> ftx.Model:

@@ -89,16 +89,8 @@ def load_data(settings: Settings) -> Data:
     splits = ftx.data.load("driving", window=settings.window, unseen=[], test_share=0.2)
     print("\n".join(f"{count:>10,}  {what}" for what, count in splits.report.items()))
     early = splits.train.columns["progress"] < 0.6
-    return Data(join([(splits.train, early)]), join([(splits.train, ~early)]), splits.test, join([splits.train, splits.test]))
-
-
-def join(parts: list[Any]) -> ftx.data.FederatedDataset:
-    """Returns the rows of data sets, or of pairs (data set, which rows)."""
-    pairs = [part if isinstance(part, tuple) else (part, slice(None)) for part in parts]
-    names = pairs[0][0].columns
-    columns = {name: np.concatenate([part.columns[name][kept] for part, kept in pairs]) for name in names}
-    owners = np.concatenate([np.repeat(part.client_ids, part.client_sizes)[kept] for part, kept in pairs])
-    return ftx.data.FederatedDataset.from_columns(columns, owners)
+    train, choice = ftx.data.keep_rows(splits.train, early), ftx.data.keep_rows(splits.train, ~early)
+    return Data(train, choice, splits.test, ftx.data.concatenate([splits.train, splits.test]))
 
 
 def for_each(data: ftx.data.FederatedDataset, driver: int) -> ftx.data.FederatedDataset:

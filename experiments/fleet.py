@@ -82,12 +82,8 @@ def load_data(settings: Settings) -> Data:
     """Simulates the fleet."""
     splits = ftx.data.load("fleet", vehicles=settings.vehicles, seconds=settings.seconds, unseen=[settings.unseen])
     print("\n".join(f"{count:>10,}  {what}" for what, count in splits.report.items()))
-    early, columns = splits.train.columns["trip"] < 2, splits.train.columns
-    owners = np.repeat(splits.train.client_ids, splits.train.client_sizes)
-    train, choice = (
-        ftx.data.FederatedDataset.from_columns({name: column[kept] for name, column in columns.items()}, owners[kept])
-        for kept in (early, ~early)
-    )
+    early = splits.train.columns["trip"] < 2
+    train, choice = ftx.data.keep_rows(splits.train, early), ftx.data.keep_rows(splits.train, ~early)
     return Data(train, choice, splits.test, splits.unseen)
 
 

@@ -156,12 +156,7 @@ def hold_out(data: FederatedDataset) -> tuple[FederatedDataset, FederatedDataset
     generator = np.random.default_rng(0)
     for start, size in zip(data.offsets, data.client_sizes, strict=False):
         held[start + generator.permutation(size)[: size // 10]] = True
-    owners = np.repeat(data.client_ids, data.client_sizes)
-    rest, tenth = (
-        FederatedDataset.from_columns({name: column[rows] for name, column in data.columns.items()}, owners[rows])
-        for rows in (~held, held)
-    )
-    return rest, tenth
+    return ftx.data.keep_rows(data, ~held), ftx.data.keep_rows(data, held)
 
 
 def nearest_neighbour(source: Source) -> float:

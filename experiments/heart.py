@@ -115,7 +115,7 @@ SMOKE: dict[str, Any] = {
 
 def view(data: Data, columns: Sequence[str], common: bool = False, together: bool = False) -> Data:
     """Returns some columns, label and hospital; ``common``: on the scale of all; ``together``: as the one client ``pooled``."""
-    owners = np.repeat(data.client_ids, data.client_sizes)
+    owners = ftx.data.row_clients(data)
     chosen = {name: data.columns[f"pooled_{name}" if common and name != "categorical" else name] for name in columns}
     number = {name: number for number, name in enumerate(HOSPITALS)}
     hospital = np.array([len(HOSPITALS) if together else number[name] for name in owners], np.int32)
@@ -123,23 +123,12 @@ def view(data: Data, columns: Sequence[str], common: bool = False, together: boo
     return Data.from_columns(everything, ["pooled"] * len(owners) if together else owners)
 
 
-def join(left: Data, right: Data) -> Data:
-    """Returns the clients of both."""
-    columns = {name: np.concatenate([column, right.columns[name]]) for name, column in left.columns.items()}
-    return Data.from_columns(columns, np.concatenate([np.repeat(data.client_ids, data.client_sizes) for data in (left, right)]))
-
-
 def hold_out(data: Data, share: float = 0.2) -> tuple[Data, Data]:
     """Returns the rest of each client's rows, and a fixed random fifth."""
-    generator, owners = np.random.default_rng(0), np.repeat(data.client_ids, data.client_sizes)
-    held = np.zeros(data.num_examples, bool)
+    generator, held = np.random.default_rng(0), np.zeros(data.num_examples, bool)
     for start, size in zip(data.offsets, data.client_sizes, strict=False):
         held[start + generator.permutation(size)[: round(share * size)]] = True
-
-    def those(chosen):
-        return Data.from_columns({name: column[chosen] for name, column in data.columns.items()}, owners[chosen])
-
-    return those(~held), those(held)
+    return ftx.data.keep_rows(data, ~held), ftx.data.keep_rows(data, held)
 
 
 def make_task(settings: Settings, model: str) -> ftx.Task:
@@ -196,7 +185,7 @@ def published_part(settings: Settings, splits: FederatedSplits) -> dict[str, lis
     """Returns the scores of each seed by method."""
     task, folder = make_task(settings, "logistic"), settings.run_dir / "published"
     train, pooled = view(splits.train, ("x",)), view(splits.train, ("x",), common=True, together=True)
-    test = join(view(splits.test, ("x",)), view(splits.test, ("x",), common=True, together=True))
+    test = ftx.data.concatenate([view(splits.test, ("x",)), view(splits.test, ("x",), common=True, together=True)])
     steps = ftx.data.LocalWork(batch_size=4, steps=settings.steps)
     epochs, adam = ftx.data.LocalWork(batch_size=4, epochs=settings.epochs), optax.adam(0.001)
     ways: dict[str, tuple[ftx.FederatedAlgorithm, Data, ftx.data.LocalWork, int]] = {

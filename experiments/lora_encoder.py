@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jaxtyping import Bool
 from matplotlib.figure import Figure
 
 import fedjax_tx as ftx
@@ -84,19 +83,13 @@ class Data(NamedTuple):
     unseen: ftx.data.FederatedDataset
 
 
-def keep_rows(data: ftx.data.FederatedDataset, kept: Bool[np.ndarray, " rows"]) -> ftx.data.FederatedDataset:
-    """Returns the rows that are kept, and the clients that have any."""
-    owners = np.repeat(data.client_ids, data.client_sizes)
-    return ftx.data.FederatedDataset.from_columns({name: column[kept] for name, column in data.columns.items()}, owners[kept])
-
-
 def some_rows(data: ftx.data.FederatedDataset, most: int) -> ftx.data.FederatedDataset:
     """Returns a fixed random choice of at most so many rows of each client."""
     generator = np.random.default_rng(0)
     kept = np.zeros(data.num_examples, bool)
     for start, size in zip(data.offsets, data.client_sizes, strict=False):
         kept[start + generator.permutation(size)[:most]] = True
-    return keep_rows(data, kept)
+    return ftx.data.keep_rows(data, kept)
 
 
 def load_data(settings: Settings, folder: Path) -> Data:
@@ -115,9 +108,9 @@ def load_data(settings: Settings, folder: Path) -> Data:
         addresses, years = train.columns["address"][start:end], train.columns["year"][start:end]
         if len(set(addresses)) > 1:
             held_out[start:end] = addresses == addresses[np.argmax(years)]
-    validation = some_rows(keep_rows(train, held_out), settings.validation_rows)
+    validation = some_rows(ftx.data.keep_rows(train, held_out), settings.validation_rows)
     rest = (some_rows(data, settings.test_rows) for data in (splits.test, splits.unseen))
-    return Data(keep_rows(train, ~held_out), validation, *rest)
+    return Data(ftx.data.keep_rows(train, ~held_out), validation, *rest)
 
 
 def load_model(settings: Settings, folder: Path, key: jax.Array) -> tuple[ftx.Model, Any]:

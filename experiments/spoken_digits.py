@@ -80,14 +80,13 @@ def load_data(settings: Settings) -> Data:
         builder = spoken_digits.made_digits(settings.run_dir / "made", each=CHOICE + 2)
     splits = ftx.data.load("spoken_digits", name_or_builder=builder, unseen=[], data_dir=settings.data_dir)
     print("\n".join(f"{count:>10,}  {what}" for what, count in splits.report.items()))
-    columns = {name: np.concatenate([part.columns[name] for part in splits[:2]]) for name in splits.train.columns}
-    owners = np.concatenate([np.repeat(part.client_ids, part.client_sizes) for part in splits[:2]])
+    whole = ftx.data.concatenate([splits.train, splits.test])
+    numbers = whole.columns["number"]
 
     def numbered(low: int, high: int) -> ftx.data.FederatedDataset:
-        kept = (columns["number"] >= low) & (columns["number"] < high)
-        return ftx.data.FederatedDataset.from_columns({name: column[kept] for name, column in columns.items()}, owners[kept])
+        return ftx.data.keep_rows(whole, (numbers >= low) & (numbers < high))
 
-    most = int(columns["number"].max()) + 1
+    most = int(numbers.max()) + 1
     first = spoken_digits.TEST_RECORDINGS
     return Data(numbered(CHOICE, most), numbered(first, CHOICE), numbered(0, first), numbered(0, most))
 

@@ -158,6 +158,12 @@ TABLE = {
         {"data": DATA, "seed": 0},
         {**labelled, "seed": [0.5, -1], "within": [3, "clients"], "power": ["half", -1.0, 2.0]},
     ),
+    ftx.data.concatenate: ({"parts": [DATA, DATA]}, {"parts": [3, [], [DATA, 3]]}),
+    ftx.data.keep_rows: (
+        {"data": DATA, "kept": np.ones(DATA.num_examples, bool)},
+        {"data": [3], "kept": [[True], np.ones(2, bool), np.zeros(DATA.num_examples, int)]},
+    ),
+    ftx.data.row_clients: ({"data": DATA}, {"data": [3]}),
     ftx.data.describe: ({"data": DATA}, labelled),
     ftx.data.partition_iid: (
         {"num_examples": 4, "num_clients": 2, "seed": 0},

@@ -33,6 +33,7 @@ from fedjax_tx.data.partition import (
     partition_shards,
 )
 from fedjax_tx.data.parts import gather_parts, take_part
+from fedjax_tx.data.rows import concatenate, keep_rows, row_clients
 from fedjax_tx.data.tokens import count_tokens, encode_texts, load_tokenizer
 from fedjax_tx.types import LocalWork
 
@@ -43,6 +44,7 @@ __all__ = [
     "all_clients",
     "async_cohorts",
     "class_counts",
+    "concatenate",
     "count_tokens",
     "describe",
     "encode_texts",
@@ -57,6 +59,7 @@ __all__ = [
     "from_tfds",
     "from_tff_hdf5",
     "gather_parts",
+    "keep_rows",
     "load",
     "load_tokenizer",
     "log_mel",
@@ -69,6 +72,7 @@ __all__ = [
     "partition_quantity",
     "partition_shards",
     "poisson_cohorts",
+    "row_clients",
     "sample_classes",
     "take_part",
     "uniform_cohorts",

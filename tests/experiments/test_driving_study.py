@@ -25,13 +25,6 @@ def test_every_driver_is_given_one_drivers_windows():
         assert data.client(client)["x"].tolist() == [3, 4, 5] and data.client(client)["y"].tolist() == [1, 1, 0]
 
 
-def test_the_rows_of_several_sets_and_of_parts_of_them_are_joined_by_driver():
-    data = drivers([0, 1], [2])
-    both = study.join([(data, np.array([False, True, True])), data])
-    assert both.client_sizes.tolist() == [3, 2]
-    assert both.client(0)["x"].tolist() == [1, 0, 1] and both.client(1)["x"].tolist() == [2, 2]
-
-
 def test_chance_is_what_the_others_do_most_often():
     whole = drivers([0, 0, 0], [1, 1, 0, 0], [2, 1])
     guess = study.majority(study.Settings(unseen=(1, 3)), study.Data(whole, whole, whole, whole))

@@ -38,7 +38,7 @@ def test_a_view_says_whose_rows_are_whose():
     assert apart.columns["hospital"].tolist() == [0] * 10 + [3] * 5
     assert (together.client_ids.tolist(), set(together.columns["hospital"])) == (["pooled"], {4})
     assert np.array_equal(together.columns["x"], -apart.columns["x"])
-    both = study.join(apart, together)
+    both = ftx.data.concatenate([apart, together])
     assert dict(zip(both.client_ids.tolist(), both.client_sizes.tolist(), strict=True)) == {
         "cleveland": 10,
         "pooled": 15,

@@ -20,8 +20,9 @@ from jaxtyping import Int64
 
 from fedjax_tx import check
 from fedjax_tx.data.audio import log_mel
-from fedjax_tx.data.federated import FederatedDataset, FederatedSplits
+from fedjax_tx.data.federated import FederatedSplits
 from fedjax_tx.data.formats.tfds import from_tfds
+from fedjax_tx.data.rows import keep_rows, row_clients
 
 SAMPLING_RATE = 8_000
 NUM_BANDS = 32
@@ -91,12 +92,11 @@ def load(
         check.one_of("a speaker of unseen", name, known)
     if set(unseen) >= set(known):
         check.fail_value("unseen", "to leave somebody to train on", unseen)
-    owners = np.repeat(data.client_ids, data.client_sizes)
-    held_out, test = np.isin(owners, list(unseen)), data.columns["number"] < TEST_RECORDINGS
+    held_out, test = np.isin(row_clients(data), list(unseen)), data.columns["number"] < TEST_RECORDINGS
     parts = {"train": ~held_out & ~test, "test": ~held_out & test, "unseen": held_out}
     report = {"speakers": len(known), "recordings": data.num_examples, "recordings cut": cut}
     report |= {f"recordings {name}": int(kept.sum()) for name, kept in parts.items()}
-    train, later, whole = (_rows(data, owners, kept) for kept in parts.values())
+    train, later, whole = (keep_rows(data, kept) for kept in parts.values())
     return FederatedSplits(train, later, whole, report)
 
 
@@ -105,10 +105,6 @@ def _parse(name: str) -> re.Match[str]:
     if found is None:
         check.fail_value("the name of a recording", "to be like 7_jackson_32.wav", name)
     return found
-
-
-def _rows(data: FederatedDataset, owners: np.ndarray, kept: np.ndarray) -> FederatedDataset:
-    return FederatedDataset.from_columns({name: column[kept] for name, column in data.columns.items()}, owners[kept])
 
 
 def made_digits(data_dir: str | os.PathLike[str], speakers: Sequence[str] = ("ann", "bob", "eve"), each: int = 7) -> Any:
