@@ -5,7 +5,7 @@
 ['aggregation', 'algorithms', 'data', 'models', 'tasks']
 """
 
-from fedjax_tx import aggregation, algorithms, clients, data, devices, models, processes, report, tasks
+from fedjax_tx import aggregation, algorithms, clients, data, devices, models, privacy, processes, report, tasks
 from fedjax_tx.simulation import Experiment, make_evaluation, make_round, summarise
 from fedjax_tx.training import EarlyStop, RunResult, SweepResult, run, sweep
 from fedjax_tx.types import (
@@ -56,6 +56,7 @@ __all__ = [
     "make_evaluation",
     "make_round",
     "models",
+    "privacy",
     "processes",
     "report",
     "run",

@@ -50,6 +50,7 @@ server = {"server_optimizer": optimizer}
 rate = ["fast", -1.0]
 aggregator = ["mean", ftx.aggregation.clip_norm(1.0)]
 beta = ["high", -0.1, 1.0]
+spending = {"sampling_rate": [*rate, 2.0], "rounds": ["4", -1], "delta": [*rate, 0.0, 1.0], "accountant": [3, "moments"]}
 adaptive = {
     **task,
     **dict.fromkeys(["tau", "initial_accumulator", "server_learning_rate"], rate),
@@ -147,6 +148,21 @@ TABLE = {
     ),
     ftx.data.all_clients: ({}, {}),
     ftx.devices.use_all_cores: ({}, {}),
+    ftx.privacy.epsilon: (
+        {"noise_multiplier": 1.0, "sampling_rate": 0.1, "rounds": 2, "delta": 1e-5},
+        {"noise_multiplier": rate, **spending, "population": [*count, 9], "max_clients": [*count, 9]},
+    ),
+    ftx.privacy.epsilon_of_fixed_cohorts: (
+        {"noise_multiplier": 1.0, "clients_per_round": 2, "population": 10, "rounds": 2, "delta": 1e-5},
+        {
+            **{"noise_multiplier": rate, "clients_per_round": count, "population": [*count, 1]},
+            **{name: spending[name] for name in ("rounds", "delta")},
+        },
+    ),
+    ftx.privacy.calibrate_noise: (
+        {"target_epsilon": 1.0, "sampling_rate": 0.1, "rounds": 2, "delta": 1e-5},
+        {"target_epsilon": [*rate, 0], **spending, "population": [*count, 9], "max_clients": [*count, 9]},
+    ),
     ftx.devices.use_compilation_cache: ({}, {"directory": [3]}),
     ftx.data.async_cohorts: (
         {"durations": [1.0, 2.0], "concurrency": 2, "buffer_size": 1, "max_staleness": 3},

@@ -1,0 +1,193 @@
+"""How private a run is: (epsilon, delta) of the Gaussian mechanism on sampled clients, by the library dp-accounting.
+
+The mechanism of a round is DP-FedAvg's (arXiv 1710.06963): each client's update is clipped to the norm C, the sum over those who
+came is given noise of standard deviation z C, z the *noise multiplier*. The promise is for a client as a whole: with or without
+it (all of its examples), any set of outputs is at most e^epsilon times as likely, but for a chance of delta.
+
+*Poisson* cohorts, each client with chance q on its own: ``epsilon``, in which neighbours differ by adding or removing a client.
+Where a cohort has room for so many clients only (``max_clients`` of ``ftx.data.poisson_cohorts``), those who are turned away to
+make room tell something of those who came (arXiv 2508.15089): then give ``population`` and ``max_clients``.
+Cohorts of a *fixed size*, drawn without replacement: ``epsilon_of_fixed_cohorts``, in which neighbours differ by replacing a
+client. One replaced can change a sum by 2 C, which is accounted for here: z stays relative to C.
+
+Accountants: ``"pld"``, privacy loss distributions (arXiv 2207.04380), nearly tight; ``"rdp"``, Rényi divergences (arXiv
+1702.07476), a looser upper bound and quick. All rounds count, whoever came: an epsilon is of the process and not of what
+happened in it. It covers what is released with noise, and nothing else: a client's training metrics, for instance, have none.
+"""
+
+import math
+
+from fedjax_tx import check
+
+ACCOUNTANTS = ("pld", "rdp")
+INSTALL = "pip install 'fedjax-tx[privacy]'"
+
+
+def epsilon(
+    noise_multiplier: float,
+    sampling_rate: float,
+    rounds: int,
+    delta: float,
+    accountant: str = "pld",
+    *,
+    population: int | None = None,
+    max_clients: int | None = None,
+) -> float:
+    """Returns epsilon after some rounds on Poisson cohorts; infinite without noise, 0 before the first round.
+
+    Args:
+      noise_multiplier: z >= 0, standard deviation of the noise on the sum over the clipping norm.
+      sampling_rate: q, 0 to 1, each client's chance of taking part in a round. rounds: >= 0.
+      delta: between 0 and 1, well under one over the number of clients.
+      accountant: ``"pld"`` or ``"rdp"``.
+      population, max_clients: how many clients there are, and a cohort has room for, both or neither; by ``"pld"`` only.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong type or out of range.
+      ModuleNotFoundError: if ``dp-accounting`` is not installed.
+
+    Example:
+      >>> round(epsilon(1.0, sampling_rate=0.01, rounds=100, delta=1e-6), 2)
+      0.95
+    """
+    check.number("noise_multiplier", noise_multiplier, low=0)
+    _check_run(sampling_rate, rounds, delta, accountant)
+    _check_room(population, max_clients, accountant)
+    if rounds == 0 or sampling_rate == 0:
+        return 0.0
+    if noise_multiplier == 0:
+        return math.inf
+    event = _round(float(noise_multiplier), float(sampling_rate), population, max_clients)
+    return _compose(event, rounds, accountant).get_epsilon(delta)
+
+
+def epsilon_of_fixed_cohorts(
+    noise_multiplier: float, clients_per_round: int, population: int, rounds: int, delta: float
+) -> float:
+    """Returns epsilon after some rounds on cohorts of a fixed size, by Rényi divergences (PLD knows no such sampling).
+
+    Neighbours differ by one client replaced by another. The number is larger than ``epsilon``'s for the same noise, because
+    its promise is another one: replacing is removing and adding.
+
+    Args:
+      noise_multiplier: z >= 0, standard deviation of the noise on the sum over the clipping norm.
+      clients_per_round: of ``population``, each set of so many as likely. rounds: >= 0. delta: as of ``epsilon``.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong type or out of range.
+      ModuleNotFoundError: if ``dp-accounting`` is not installed.
+
+    Example:
+      >>> round(epsilon_of_fixed_cohorts(2.0, clients_per_round=10, population=1000, rounds=100, delta=1e-6), 2)
+      1.79
+    """
+    check.number("noise_multiplier", noise_multiplier, low=0)
+    clients_per_round = check.integer("clients_per_round", clients_per_round, low=1)
+    population = check.integer("population", population, low=clients_per_round)
+    _check_run(clients_per_round / population, rounds, delta, "rdp")
+    if rounds == 0:
+        return 0.0
+    if noise_multiplier == 0:
+        return math.inf
+    accounting = _library()
+    event = accounting.SampledWithoutReplacementDpEvent(
+        population, clients_per_round, accounting.GaussianDpEvent(noise_multiplier / 2)
+    )
+    spent = accounting.rdp.RdpAccountant(neighboring_relation=accounting.NeighboringRelation.REPLACE_ONE)
+    return spent.compose(accounting.SelfComposedDpEvent(event, rounds)).get_epsilon(delta)
+
+
+def calibrate_noise(
+    target_epsilon: float,
+    sampling_rate: float,
+    rounds: int,
+    delta: float,
+    accountant: str = "pld",
+    *,
+    population: int | None = None,
+    max_clients: int | None = None,
+) -> float:
+    """Returns the least noise multiplier, to 0.001 above, by which ``epsilon`` of the same arguments is at most the target.
+
+    Args:
+      target_epsilon: > 0. Others: as of ``epsilon``; rounds and sampling_rate > 0.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong type or out of range; if no noise up to 10,000 would do, which
+        with ``max_clients`` means that a cohort is turned away too often.
+      ModuleNotFoundError: if ``dp-accounting`` is not installed.
+
+    Example:
+      >>> calibrate_noise(2.0, sampling_rate=0.01, rounds=100, delta=1e-6, accountant="rdp")
+      0.895
+    """
+    check.number("target_epsilon", target_epsilon, above=0)
+    _check_run(sampling_rate, rounds, delta, accountant)
+    _check_room(population, max_clients, accountant)
+    check.number("sampling_rate", sampling_rate, above=0)
+    check.integer("rounds", rounds, low=1)
+
+    def spent(noise: float) -> float:
+        event = _round(noise, float(sampling_rate), population, max_clients)
+        return _compose(event, rounds, accountant).get_epsilon(delta)
+
+    steps = _least_steps(lambda number: spent(number / 1000) <= target_epsilon)
+    if steps is None:
+        room = "" if max_clients is None else f" and max_clients={max_clients}"
+        check.fail_value("target_epsilon", f"to be reached by some noise at delta={delta}{room}", target_epsilon)
+    return steps / 1000
+
+
+def _least_steps(enough, most: int = 10_000_000) -> int | None:
+    """The least number >= 1 that is enough, if one is up to ``most``; all greater ones are enough too."""
+    high = 500
+    while not enough(high):
+        high *= 2
+        if high > most:
+            return None
+    low = high // 2 if high > 500 else 0  # not enough, or 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _check_run(sampling_rate: float, rounds: int, delta: float, accountant: str) -> None:
+    check.number("sampling_rate", sampling_rate, low=0, high=1)
+    check.integer("rounds", rounds, low=0)
+    check.number("delta", delta, above=0, below=1)
+    check.one_of("accountant", accountant, ACCOUNTANTS)
+
+
+def _check_room(population: int | None, max_clients: int | None, accountant: str) -> None:
+    if population is None and max_clients is None:
+        return
+    if population is None or max_clients is None:
+        raise ValueError(f"expected population and max_clients together, got {population} and {max_clients}")
+    check.integer("max_clients", max_clients, low=1, high=check.integer("population", population, low=1))
+    if accountant != "pld":
+        check.fail_value("accountant", "to be 'pld' where cohorts have limited room", accountant)
+
+
+def _library():
+    try:
+        import dp_accounting
+        import dp_accounting.pld
+        import dp_accounting.rdp
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"expected dp-accounting, which does the accounting: {INSTALL}") from error
+    return dp_accounting
+
+
+def _round(noise_multiplier: float, sampling_rate: float, population: int | None, max_clients: int | None):
+    """One round as the library's event."""
+    accounting = _library()
+    if max_clients is not None and population is not None and max_clients < population:
+        return accounting.TruncatedSubsampledGaussianDpEvent(population, sampling_rate, max_clients, noise_multiplier)
+    return accounting.PoissonSampledDpEvent(sampling_rate, accounting.GaussianDpEvent(noise_multiplier))
+
+
+def _compose(event, rounds: int, accountant: str):
+    accounting = _library()
+    fresh = {"pld": accounting.pld.PLDAccountant, "rdp": accounting.rdp.RdpAccountant}[accountant]
+    return fresh().compose(accounting.SelfComposedDpEvent(event, rounds))
