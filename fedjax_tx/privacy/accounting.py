@@ -58,7 +58,7 @@ def epsilon(
     if noise_multiplier == 0:
         return math.inf
     event = _round(float(noise_multiplier), float(sampling_rate), population, max_clients)
-    return _compose(event, rounds, accountant).get_epsilon(delta)
+    return float(_compose(event, rounds, accountant).get_epsilon(delta))
 
 
 def epsilon_of_fixed_cohorts(
@@ -94,7 +94,7 @@ def epsilon_of_fixed_cohorts(
         population, clients_per_round, accounting.GaussianDpEvent(noise_multiplier / 2)
     )
     spent = accounting.rdp.RdpAccountant(neighboring_relation=accounting.NeighboringRelation.REPLACE_ONE)
-    return spent.compose(accounting.SelfComposedDpEvent(event, rounds)).get_epsilon(delta)
+    return float(spent.compose(accounting.SelfComposedDpEvent(event, rounds)).get_epsilon(delta))
 
 
 def calibrate_noise(
@@ -129,7 +129,7 @@ def calibrate_noise(
 
     def spent(noise: float) -> float:
         event = _round(noise, float(sampling_rate), population, max_clients)
-        return _compose(event, rounds, accountant).get_epsilon(delta)
+        return float(_compose(event, rounds, accountant).get_epsilon(delta))
 
     steps = _least_steps(lambda number: spent(number / 1000) <= target_epsilon)
     if steps is None:
