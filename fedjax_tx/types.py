@@ -83,9 +83,9 @@ class ClientInfo(NamedTuple):
     """Facts of the schedule about one client of a cohort; the executor stacks them along the cohort.
 
     id: index of the client in the data set. slot: its position in the cohort. num_examples: how many examples it holds.
-    num_steps: how many local steps it makes in this pass. version: age in server updates of the model that it starts from
-    (0 is the current one). covariates: what the cohort source says of it beside that (a dict of arrays, often empty); in its
-    batches they are columns, alike in every row.
+    num_steps: how many local steps it makes in this pass; where it has examples, 0 says that it dropped out. version: age in
+    server updates of the model that it starts from (0 is the current one). covariates: what the cohort source says of it beside
+    that (a dict of arrays, often empty); in its batches they are columns, alike in every row.
     key: its randomness in this round and pass. batch: the shapes of its batches.
     """
 
@@ -284,11 +284,17 @@ class FederatedAlgorithm(NamedTuple):
 
 
 class Cohort(NamedTuple):
-    """The clients of one round: their indices, and where it matters the age of the model that each starts from and covariates."""
+    """The clients of one round: their indices and, where it matters, more.
+
+    version [client]: the age of the model that each starts from. covariates: what else is told of each, [client, ...].
+    work_done [client]: the share of its local steps that each makes, 0 to 1, by default all. Steps are rounded up, so that who
+    does anything makes a step in every pass. Who does nothing has dropped out: it contributes nothing, and its state is kept.
+    """
 
     ids: np.ndarray
     version: np.ndarray | None = None
     covariates: Mapping[str, np.ndarray] = {}
+    work_done: np.ndarray | None = None
 
 
 class CohortSource(NamedTuple):

@@ -212,6 +212,24 @@ TABLE = {
         {"cohorts": ftx.data.all_clients(), "counts": [1, 2]},
         {"cohorts": [[0, 1]], "tables": []},
     ),
+    ftx.data.with_stragglers: (
+        {"cohorts": ftx.data.all_clients(), "fraction": 0.5},
+        {"cohorts": [[0, 1]], "fraction": ["half", 1.5], "work_done": [0.5], "drop": ["yes"]},
+    ),
+    ftx.data.with_dropout: (
+        {"cohorts": ftx.data.all_clients(), "chance": 0.5},
+        {"cohorts": [[0, 1]], "chance": ["half", 1.5, [-0.5], [[0.5]]]},
+    ),
+    ftx.data.with_deadline: (
+        {"cohorts": ftx.data.all_clients(), "durations": [1.0, 2.0], "wanted": 1},
+        {
+            "cohorts": [[0, 1]],
+            "durations": [["slow"], [1.0, 0.0]],
+            "deadline": ["soon", 0.0],
+            "wanted": count,
+            "drop": ["yes"],
+        },
+    ),
     ftx.data.fixed_cohorts: ({"ids": [[0]]}, {"ids": [3, [], [[0.5]]]}),
     ftx.data.load: ({"name": "shakespeare"}, {"name": [3, "shakespear"], "options": []}),
     ftx.data.from_clients: (

@@ -35,6 +35,7 @@ from fedjax_tx.data.partition import (
 from fedjax_tx.data.parts import gather_parts, take_part
 from fedjax_tx.data.rows import concatenate, keep_rows, row_clients
 from fedjax_tx.data.tokens import count_tokens, encode_texts, load_tokenizer
+from fedjax_tx.data.uneven import with_deadline, with_dropout, with_stragglers
 from fedjax_tx.types import LocalWork
 
 __all__ = [
@@ -78,4 +79,7 @@ __all__ = [
     "uniform_cohorts",
     "weighted_cohorts",
     "with_covariates",
+    "with_deadline",
+    "with_dropout",
+    "with_stragglers",
 ]

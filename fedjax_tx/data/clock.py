@@ -19,6 +19,7 @@ Time has the unit of the durations. Only the order of events is simulated; the t
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ def async_cohorts(
     check.integer("concurrency", concurrency, low=1)
     check.integer("buffer_size", buffer_size, low=1)
     check.integer("max_staleness", max_staleness, low=0)
-    draw, num_durations, said = _read_durations(durations)
+    draw, num_durations, said = read_durations(durations)
 
     def init(num_clients):
         for name, value in (("concurrency", concurrency), ("buffer_size", buffer_size)):
@@ -122,10 +123,7 @@ def _fill_places(state: ClockState, waiting: list[int], draw, generator: np.rand
     if places.size == 0:
         return state
     chosen = generator.choice(candidates, places.size, replace=False)
-    spent = _checked("the durations that were drawn", draw(generator, chosen))
-    if spent.shape != chosen.shape:
-        expected = f"to have {chosen.size} entries, one for each client that starts"
-        check.fail_value("the durations that were drawn", expected, f"an array of shape {spent.shape}")
+    spent = draw(generator, chosen)
     return state._replace(
         started=state.started + places.size,
         client=_with(state.client, places, chosen),
@@ -151,16 +149,24 @@ def _with(values: np.ndarray, where, new) -> np.ndarray:
     return values
 
 
-def _read_durations(durations) -> tuple[Callable, int | None, str]:
+def read_durations(durations) -> tuple[Callable, int | None, str]:
     """Returns how durations are drawn, how many clients have one (None: any), and what tells them from others."""
     if callable(durations):
         name = getattr(durations, "__qualname__", type(durations).__qualname__)  # objects may be callable too
-        return durations, None, f"durations {durations.__module__}.{name}"
+        return partial(_draw, durations), None, f"durations {durations.__module__}.{name}"
     table = _checked("durations", durations)
     if table.ndim != 1:
         check.fail_value("durations", "of shape [client]", table.shape)
     checksum = zlib.crc32(table.tobytes())
     return (lambda generator, ids: table[ids]), table.size, f"{table.size} durations with checksum {checksum:08x}"
+
+
+def _draw(durations, generator: np.random.Generator, ids: np.ndarray) -> np.ndarray:
+    spent = _checked("the durations that were drawn", durations(generator, ids))
+    if spent.shape != ids.shape:
+        expected = f"to have {ids.size} entries, one for each client that starts"
+        check.fail_value("the durations that were drawn", expected, f"an array of shape {spent.shape}")
+    return spent
 
 
 def _checked(name: str, durations) -> np.ndarray:

@@ -209,7 +209,7 @@ def with_covariates(cohorts: CohortSource, **tables: ArrayLike) -> CohortSource:
 
     def select(state, generator, last_client_metrics):
         selected, state = cohorts.select(state, generator, last_client_metrics)
-        cohort = selected if isinstance(selected, Cohort) else Cohort(np.asarray(selected))
+        cohort = listed(selected)
         own = {name: array[np.asarray(cohort.ids, np.int64)] for name, array in arrays.items()}
         return cohort._replace(covariates={**cohort.covariates, **own}), state
 
@@ -226,7 +226,7 @@ def _table(name: str, table: ArrayLike) -> np.ndarray:
 
 def as_cohort(selected: Cohort | ArrayLike, num_clients: int, max_clients: int) -> Cohort:
     """Returns what a source selected as a checked ``Cohort`` with all fields filled in."""
-    cohort = selected if isinstance(selected, Cohort) else Cohort(np.asarray(selected))
+    cohort = listed(selected)
     ids = _indices("the cohort's ids", cohort.ids)
     if ids.size > max_clients:
         check.fail_value("the cohort's size", f"<= {max_clients}, its source's max_clients", ids.size)
@@ -234,10 +234,18 @@ def as_cohort(selected: Cohort | ArrayLike, num_clients: int, max_clients: int) 
         check.fail_value("the cohort's ids", f"in 0..{num_clients - 1}", ids.tolist())
     version = np.zeros(ids.size, np.int32) if cohort.version is None else _indices("the cohort's version", cohort.version)
     covariates = {name: np.asarray(value) for name, value in cohort.covariates.items()}
-    for name, value in {"version": version, **covariates}.items():
+    work_done = np.ones(ids.size) if cohort.work_done is None else np.asarray(cohort.work_done, np.float64)
+    for name, value in {"version": version, "work_done": work_done, **covariates}.items():
         if value.shape[:1] != ids.shape:
             check.fail_value(f"the cohort's {name}", f"to have {ids.size} rows, one for each client", value.shape)
-    return Cohort(ids, version, covariates)
+    for share in work_done[~((work_done >= 0) & (work_done <= 1))][:1].tolist():
+        check.fail_value("the cohort's work_done", "to be 0 to 1", share)
+    return Cohort(ids, version, covariates, work_done)
+
+
+def listed(selected: Cohort | ArrayLike) -> Cohort:
+    """Returns what a source selected, a ``Cohort`` or just client indices, as a ``Cohort``."""
+    return selected if isinstance(selected, Cohort) else Cohort(np.asarray(selected))
 
 
 def _indices(name: str, row) -> np.ndarray:

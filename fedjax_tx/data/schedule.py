@@ -91,8 +91,19 @@ def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndar
         epochs = _per_client("epochs", work.epochs, sizes.size)
         return epochs * per_epoch, epochs * sizes
     steps = np.where(sizes > 0, _per_client("steps", work.steps, sizes.size), 0)
-    epochs, rest = np.divmod(steps, np.maximum(per_epoch, 1))
-    return steps, epochs * sizes + np.minimum(rest * work.batch_size, sizes)
+    return steps, _rows_of(steps, sizes, work.batch_size)
+
+
+def _rows_of(steps: np.ndarray, sizes: np.ndarray, batch_size: int) -> np.ndarray:
+    """Over how many rows with repetition clients go in some steps; the last batch of an epoch may be short."""
+    epochs, rest = np.divmod(steps, np.maximum(-(-sizes // batch_size), 1))
+    return epochs * sizes + np.minimum(rest * batch_size, sizes)
+
+
+def _share_of(steps: np.ndarray, work_done: np.ndarray) -> np.ndarray:
+    """The steps that are made where clients do a share of them: rounded up (but for rounding errors), none of none."""
+    made = np.ceil(steps * work_done - 1e-6).astype(steps.dtype)
+    return np.where(work_done > 0, np.clip(made, np.minimum(steps, 1), steps), 0)
 
 
 def plan_capacity(
@@ -148,6 +159,10 @@ def make_schedule(
     ids, capacity_clients, devices = cohort.ids, capacity.clients, capacity.devices or 1
     sizes = offsets[ids + 1] - offsets[ids]
     steps, rows = count_steps(sizes, _work_of(work, ids, len(offsets) - 1))
+    work_done = np.asarray(cohort.work_done)
+    if (work_done < 1).any():
+        steps = _share_of(steps, work_done)
+        rows = _rows_of(steps, sizes, work.batch_size)
     spans = np.maximum(steps, 1)
     packing = _pack(spans, capacity, None if owners is None else (owners.of(ids), owners.devices))
     device, lane, start, ends = packing

@@ -15,7 +15,7 @@ On a mesh each device runs this loop over its own lanes, for its own number of t
 after the loop (``mesh.py``).
 
 A client whose update or weight is not finite takes no part: it is handed over with weight 0, its states stay as they were, and
-``PassEnd.not_finite`` says so.
+``PassEnd.not_finite`` says so. Nor does a client with examples that makes no step: it has dropped out (``Cohort.work_done``).
 """
 
 from collections.abc import Callable
@@ -245,8 +245,8 @@ def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _C
         return _Collected(
             summands,
             collected.weights.at[slot].set(handed.weight),
-            tree.put(collected.client_states, slot, tree.where(handed.finite, handed.client_state, client_state)),
-            tree.put(collected.encoder_states, slot, tree.where(handed.finite, handed.encoder_state, encoder_state)),
+            tree.put(collected.client_states, slot, tree.where(handed.takes_part, handed.client_state, client_state)),
+            tree.put(collected.encoder_states, slot, tree.where(handed.takes_part, handed.encoder_state, encoder_state)),
             tree.put(collected.metrics, slot, handed.metrics),
             collected.not_finite.at[slot].set(~handed.finite),
         )
@@ -255,7 +255,7 @@ def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _C
 
 
 class _Handed(NamedTuple):
-    """What one client hands over, and whether it may take part."""
+    """What one client hands over, whether that is finite, and whether it takes part."""
 
     update: PyTree
     summand: PyTree
@@ -264,19 +264,21 @@ class _Handed(NamedTuple):
     encoder_state: PyTree
     metrics: Metrics
     finite: Array
+    takes_part: Array
 
 
 def _hand_over(a_pass, begin, info, local, encoder_state) -> _Handed:
-    """finish → encode → receive for one client; its weight is 0 where its update is not finite."""
+    """finish → encode → receive for one client; its weight is 0 where it takes no part."""
     result = a_pass.trainer.finish(begin.broadcast, info, local)
     finite = tree.all_finite((result.update, result.weight), kept=result.weight.ndim)
-    weight = jnp.where(finite, result.weight, 0)
+    takes_part = finite & ((info.num_steps > 0) | (info.num_examples == 0))
+    weight = jnp.where(takes_part, result.weight, 0)
     key = prng.fold(info.key, "encode")
     encode = a_pass.aggregator.encode
     message, weight, encoder_state = encode(result.update, weight, begin.shared, encoder_state, key, begin.round_key)
     summand = a_pass.aggregator.receive(message, begin.shared)
-    weight = jnp.where(finite, weight, 0)  # an encoder may weigh all clients alike
-    return _Handed(result.update, summand, weight, result.state, encoder_state, result.metrics, finite)
+    weight = jnp.where(takes_part, weight, 0)  # an encoder may weigh all clients alike
+    return _Handed(result.update, summand, weight, result.state, encoder_state, result.metrics, finite, takes_part)
 
 
 def _in_sum_dtype(shapes):

@@ -51,7 +51,8 @@ class RoundInfo(NamedTuple):
     client_metrics: ``{name: (value[client], weight[client])}``. server, aggregation: what the server's step and the aggregator
     report. num_clients: how many contributed. num_examples: examples trained on, repetitions counted. num_steps: local steps.
     useful: real examples over slots of the lanes. empty: nobody contributed, so the parameters stayed. not_finite: client
-    indices of those that were left out since their update was not finite; ``metrics`` leave them out too.
+    indices of those that were left out since their update was not finite; ``metrics`` leave them out too. dropped: client
+    indices of those that dropped out; so do the metrics.
     """
 
     round: int
@@ -66,6 +67,7 @@ class RoundInfo(NamedTuple):
     useful: float
     empty: bool
     not_finite: np.ndarray
+    dropped: np.ndarray
 
 
 class Plan(NamedTuple):
@@ -312,8 +314,9 @@ def read_infos(first_round: int, plan: Plan, output, batch_sizes: list[int]) -> 
         size = cohort.ids.size
         row = jax.tree.map(lambda leaf, number=number: leaf[number], output)
         client_metrics = {name: (value[:size], weight[:size]) for name, (value, weight) in row.metrics.items()}
-        left_out = row.not_finite[:size]
-        counted = {name: (value[~left_out], weight[~left_out]) for name, (value, weight) in client_metrics.items()}
+        not_finite, dropped = row.not_finite[:size], cohort.work_done == 0
+        counts = ~(not_finite | dropped)
+        counted = {name: (value[counts], weight[counts]) for name, (value, weight) in client_metrics.items()}
         schedules = [planned[number] for planned in plan.schedules]
         slots = zip(schedules, batch_sizes, strict=True)
         info = RoundInfo(
@@ -328,7 +331,8 @@ def read_infos(first_round: int, plan: Plan, output, batch_sizes: list[int]) -> 
             num_steps=sum(int(schedule.num_steps.sum()) for schedule in schedules),
             useful=float(np.mean([useful_share(schedule, batch_size) for schedule, batch_size in slots])),
             empty=bool(row.empty),
-            not_finite=cohort.ids[left_out],
+            not_finite=cohort.ids[not_finite],
+            dropped=cohort.ids[dropped],
         )
         infos.append(info)
     return infos

@@ -16,14 +16,18 @@ def new_ledger() -> dict[str, int]:
 
 
 def charge(ledger: dict[str, int], infos: list[RoundInfo], bytes_a_client: tuple[int, int]) -> dict[str, int]:
-    """Returns the ledger with some rounds added; each client of a cohort is charged (bytes down, bytes up)."""
-    updates = sum(info.client_ids.size for info in infos)
+    """Returns the ledger with some rounds added; each client of a cohort is charged (bytes down, bytes up).
+
+    One that dropped out received, but sent nothing; what it did until then is not known.
+    """
+    invited = sum(info.client_ids.size for info in infos)
+    updates = invited - sum(info.dropped.size for info in infos)
     return {
         "rounds": ledger["rounds"] + len(infos),
         "client_updates": ledger["client_updates"] + updates,
         "examples": ledger["examples"] + sum(info.num_examples for info in infos),
         "steps": ledger["steps"] + sum(info.num_steps for info in infos),
-        "bytes_down": ledger["bytes_down"] + updates * bytes_a_client[0],
+        "bytes_down": ledger["bytes_down"] + invited * bytes_a_client[0],
         "bytes_up": ledger["bytes_up"] + updates * bytes_a_client[1],
     }
 

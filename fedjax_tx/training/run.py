@@ -233,6 +233,7 @@ def round_record(info: RoundInfo) -> dict[str, Any]:
         "steps": info.num_steps,
         "empty": info.empty,
         "not_finite": info.not_finite.tolist(),
+        "dropped": info.dropped.size,
         **{f"{group}/{name}": value for group, said in scalars.items() for name, value in said.items() if np.ndim(value) == 0},
     }
     return records.finite(record)

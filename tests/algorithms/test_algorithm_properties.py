@@ -301,9 +301,8 @@ def order(row):
 
     def select(state, generator, last_client_metrics):
         selected, state = plain.cohorts.select(state, generator, last_client_metrics)
-        ids, version, covariates = selected if isinstance(selected, ftx.Cohort) else ftx.Cohort(np.asarray(selected))
-        covariates = {name: np.asarray(value)[::-1] for name, value in covariates.items()}
-        return ftx.Cohort(ids[::-1], None if version is None else np.asarray(version)[::-1], covariates), state
+        cohort = selected if isinstance(selected, ftx.Cohort) else ftx.Cohort(np.asarray(selected))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[::-1], cohort), state
 
     reverse = experiment(row, cohorts=plain.cohorts._replace(select=select))
     kept = [(state.device.server, state.device.clients) for _, state, _ in (rounds_of(plain), rounds_of(reverse))]

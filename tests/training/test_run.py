@@ -85,7 +85,7 @@ def test_evaluations_are_recorded_with_their_spread_over_clients():
 def test_metrics_hold_no_wall_clock_figure_and_timing_does(directory):
     metrics, timing = read(directory / "metrics.jsonl"), read(directory / "timing.jsonl")
     groups = ("train", "test", "server", "aggregation")
-    plain = {"round", "clients", "examples", "steps", "empty", "not_finite"}
+    plain = {"round", "clients", "examples", "steps", "empty", "not_finite", "dropped"}
     for record in metrics:
         assert {name for name in record if name.split("/")[0] not in groups} == plain
     assert [record["round"] for record in metrics] == list(range(1, 8))
