@@ -4,14 +4,16 @@ from fedjax_tx.aggregation.apply import aggregate
 from fedjax_tx.aggregation.chain import chain, check_complete, check_max_clients, stage
 from fedjax_tx.aggregation.clip import clip_norm
 from fedjax_tx.aggregation.compression import drive, top_k
+from fedjax_tx.aggregation.coordinates import median, trimmed_mean
 from fedjax_tx.aggregation.integers import integer_mean
+from fedjax_tx.aggregation.krum import bulyan, krum, multi_krum
 from fedjax_tx.aggregation.linear import fixed_mean, mean, nothing, population_mean, total
 from fedjax_tx.aggregation.noise import gaussian_noise
 from fedjax_tx.aggregation.parts import parts
-from fedjax_tx.aggregation.robust import krum, median
 
 __all__ = [
     "aggregate",
+    "bulyan",
     "chain",
     "check_complete",
     "check_max_clients",
@@ -23,10 +25,12 @@ __all__ = [
     "krum",
     "mean",
     "median",
+    "multi_krum",
     "nothing",
     "parts",
     "population_mean",
     "stage",
     "top_k",
     "total",
+    "trimmed_mean",
 ]

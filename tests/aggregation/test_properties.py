@@ -27,7 +27,11 @@ TABLE = {
     "drive": (lambda: agg.chain(agg.drive(), agg.mean()), {"scales"}),
     "integer_mean": (lambda: agg.integer_mean(500.0, 2.0**-16, 60), EVERY - {"weighs"}),
     "median": (lambda: agg.median(), EVERY - {"weighs"}),
+    "trimmed_mean": (lambda: agg.trimmed_mean(0.25), EVERY - {"weighs"}),
+    "trimmed_mean of all": (lambda: agg.trimmed_mean(0.0), EVERY - {"weighs"}),
     "krum": (lambda: agg.krum(2), EVERY - {"weighs"}),
+    "multi_krum": (lambda: agg.multi_krum(2, 3), EVERY - {"weighs"}),
+    "bulyan": (lambda: agg.bulyan(1), EVERY - {"weighs"}),
     "noise": (lambda: agg.chain(agg.clip_norm(2.0), agg.fixed_mean(CLIENTS), agg.gaussian_noise(1.0)), {"permutes"}),
     "noise of 0": (
         lambda: agg.chain(agg.clip_norm(1e9), agg.fixed_mean(CLIENTS), agg.gaussian_noise(0.0)),

@@ -1,0 +1,125 @@
+"""Robust rules by hand, against NumPy, and what they say of rounds with too few clients."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_tx import aggregation as agg
+from fedjax_tx.aggregation.stacked import sort_coordinates, squared_distances
+
+
+def run(aggregator, rows, weights=None, state=None):
+    weights = np.ones(len(rows)) if weights is None else weights
+    update, _, info = agg.aggregate(aggregator, {"w": jnp.asarray(rows, jnp.float32)}, weights, state)
+    return np.asarray(update["w"]), info
+
+
+def test_coordinates_are_sorted_as_numpy_sorts_them_for_every_number_of_clients():
+    for size in (1, 2, 3, 5, 8, 13):
+        rows = np.random.default_rng(size).standard_normal((size, 40)).astype(np.float32)
+        np.testing.assert_array_equal(sort_coordinates(jnp.asarray(rows), jnp.ones(size, bool)), np.sort(rows, axis=0))
+    absent = np.array([True, False, True, True, False, True, True, True, False, True, True, True, True])
+    ranked = sort_coordinates(jnp.asarray(rows), jnp.asarray(absent))
+    np.testing.assert_array_equal(ranked[:10], np.sort(rows[absent], axis=0))
+    assert np.isinf(ranked[10:]).all()
+
+
+def test_distances_between_rows_that_are_near_each_other_and_far_from_0_are_those_of_numpy():
+    # Their squares are 1e6 of what the distances are, as much as float32 can tell apart.
+    rows = 1000 + np.random.default_rng(0).standard_normal((7, 20)).astype(np.float32)
+    rows[3] = 1e9
+    want = np.square(rows[:, None].astype(np.float64) - rows[None]).sum(-1)
+    have = squared_distances({"w": jnp.asarray(rows)}, jnp.ones(7, bool))
+    np.testing.assert_allclose(have, want, rtol=1e-4)
+
+
+def test_the_trimmed_mean_by_hand():
+    rows = [[1.0, 10.0], [2.0, -50.0], [6.0, 8.0], [-100.0, 9.0], [100.0, 0.0]]
+    # A fifth of 5 is 1 at either end: (1 + 2 + 6) / 3 and (0 + 8 + 9) / 3.
+    np.testing.assert_allclose(run(agg.trimmed_mean(0.2), rows)[0], [3.0, 17 / 3], rtol=1e-6)
+    # Of the first 4, 0.2 * 4 is rounded down to none.
+    np.testing.assert_allclose(run(agg.trimmed_mean(0.2), rows, [1, 9, 1, 1, 0])[0], [-91 / 4, -23 / 4], rtol=1e-6)
+    np.testing.assert_allclose(run(agg.trimmed_mean(0.25), rows, [1, 9, 1, 1, 0])[0], [1.5, 8.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.3, 0.4])
+def test_a_fraction_that_is_a_whole_number_of_clients_trims_that_many(fraction):
+    rows = np.random.default_rng(0).standard_normal((10, 2)).astype(np.float32)
+    trimmed = round(10 * fraction)
+    want = np.sort(rows, axis=0)[trimmed : 10 - trimmed].mean(0)
+    np.testing.assert_allclose(run(agg.trimmed_mean(fraction), rows)[0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_multi_krum_by_hand():
+    # n = 5, f = 1: the scores of 0, 1, 3, 4.5, 100 are 10, 5, 6.25, 14.5 and far (as for Krum): the best three are 0, 1 and 3.
+    rows = [[0.0], [1.0], [3.0], [4.5], [100.0]]
+    np.testing.assert_allclose(run(agg.multi_krum(1, 3), rows)[0], [4 / 3], rtol=1e-6)
+    np.testing.assert_allclose(run(agg.multi_krum(1, 1), rows)[0], run(agg.krum(1), rows)[0])
+    # Without the last client 4 - f = 3 are taken at most; one neighbour counts: 1, 1, 2.25, 2.25.
+    result, info = run(agg.multi_krum(1, 4), rows, [1, 1, 1, 1, 0])
+    np.testing.assert_allclose(result, [4 / 3], rtol=1e-6)
+    assert info["krum_too_few"] and not run(agg.multi_krum(1, 3), rows)[1]["krum_too_few"]
+
+
+def bulyan_by_hand(rows, num_byzantine):
+    """Krum again and again on what is left (two neighbours at least), then the values nearest to each median; in float64."""
+    left, taken = list(range(len(rows))), []
+    for _ in range(len(rows) - 2 * num_byzantine):
+        own = rows[left]
+        ranked = np.sort(np.square(own[:, None] - own[None]).sum(-1), axis=1)
+        best = left[int(np.argmin(ranked[:, 1 : 1 + max(len(left) - num_byzantine - 2, 2)].sum(1)))]
+        taken.append(best)
+        left.remove(best)
+    chosen = rows[taken]
+    order = np.argsort(np.abs(chosen - np.median(chosen, axis=0)), axis=0)[: len(taken) - 2 * num_byzantine]
+    return np.take_along_axis(chosen, order, axis=0).mean(0)
+
+
+@pytest.mark.parametrize("num_byzantine", [0, 1, 2])
+def test_bulyan_is_krum_again_and_again_and_then_a_mean_around_the_median(num_byzantine):
+    rows = np.random.default_rng(5).standard_normal((11, 6))
+    rows[:num_byzantine] *= 50
+    result, info = run(agg.bulyan(num_byzantine), rows)
+    np.testing.assert_allclose(result, bulyan_by_hand(rows, num_byzantine), rtol=1e-4, atol=1e-5)
+    assert not info["bulyan_too_few"]
+
+
+def test_bulyan_by_hand():
+    # n = 7, f = 1: of 0, 1, 2, 4, 6, 11, 100 Krum takes 2 (its 4 nearest: 1 + 4 + 4 + 16 = 25), then 4 (of 3: 4 + 9 + 16), 1 (of
+    # 2: 1 + 25), 6 (25 + 36) and 11 (121 + 89^2). Their median is 4, and 2, 4 and 6 are the three nearest to it.
+    rows = [[100.0], [4.0], [0.0], [2.0], [11.0], [6.0], [1.0]]
+    np.testing.assert_allclose(run(agg.bulyan(1), rows)[0], [4.0], rtol=1e-6)
+    assert run(agg.bulyan(1), rows, [1, 1, 1, 1, 1, 1, 0])[1]["bulyan_too_few"]
+
+
+REFUSED = {
+    "multi_krum": (lambda: agg.multi_krum(2, 1), r"num_byzantine at most 1 for 6 clients a round \(n >= 2f \+ 3\), got 2"),
+    "multi_krum of all": (lambda: agg.multi_krum(1, 6), r"num_selected at most 5 for 6 clients a round \(m <= n - f\), got 6"),
+    "bulyan": (lambda: agg.bulyan(1), r"num_byzantine at most 0 for 6 clients a round \(n >= 4f \+ 3\), got 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_rule_for_more_attackers_than_a_round_can_bear_is_refused(name):
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        run(make(), np.ones((6, 1)))
+
+
+RULES = {
+    "median": agg.median(),
+    "trimmed_mean": agg.trimmed_mean(0.2),
+    "krum": agg.krum(1),
+    "multi_krum": agg.multi_krum(1, 3),
+    "bulyan": agg.bulyan(1),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_row_that_is_not_finite_takes_no_part_and_nobody_gives_0(name):
+    rows = np.random.default_rng(2).standard_normal((8, 2))
+    broken = rows.copy()
+    broken[3, 1], broken[5, 0] = np.nan, -np.inf
+    without = [1, 1, 1, 0, 1, 0, 1, 1]
+    np.testing.assert_allclose(run(RULES[name], broken)[0], run(RULES[name], rows, without)[0], rtol=1e-5)
+    np.testing.assert_array_equal(run(RULES[name], rows, np.zeros(8))[0], [0, 0])
