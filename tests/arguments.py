@@ -556,6 +556,7 @@ TABLE = {
         },
     ),
     ftx.aggregation.bulyan: ({"num_byzantine": 1}, {"num_byzantine": ["1", -1]}),
+    ftx.aggregation.centered_clip: ({"max_norm": 1.0}, {"max_norm": rate, "num_iterations": count}),
     ftx.aggregation.chain: ({}, {"stages": []}),
     ftx.aggregation.check_complete: ({"name": "aggregator", "aggregator": ftx.aggregation.mean()}, {"aggregator": [3]}),
     ftx.aggregation.check_max_clients: (
@@ -566,6 +567,7 @@ TABLE = {
     ftx.aggregation.drive: ({}, {}),
     ftx.aggregation.fixed_mean: ({"denominator": 1.0}, {"denominator": rate}),
     ftx.aggregation.gaussian_noise: ({"noise_multiplier": 1.0}, {"noise_multiplier": rate}),
+    ftx.aggregation.geometric_median: ({}, {"num_iterations": count, "smoothing": ["little", 0.0]}),
     ftx.aggregation.integer_mean: (
         {"max_value": 1.0, "resolution": 0.5, "max_clients": 4},
         {"max_value": rate, "resolution": rate, "max_clients": [*count, 2**31]},
@@ -584,6 +586,7 @@ TABLE = {
     ftx.aggregation.top_k: ({"fraction": 0.5}, {"fraction": ["half", 0.0, 1.5], "error_feedback": ["yes"]}),
     ftx.aggregation.total: ({}, {}),
     ftx.aggregation.trimmed_mean: ({"fraction": 0.1}, {"fraction": ["half", -0.1, 0.5]}),
+    ftx.aggregation.zero_norm: ({"max_norm": 1.0}, {"max_norm": rate}),
     ftx.clients.full_gradient: ({"task": TASK}, task),
     ftx.clients.local_evaluation: ({"task": TASK}, task),
     ftx.clients.local_sgd: ({"task": TASK, "optimizer": SGD}, {**task, "optimizer": optimizer, "change_gradient": [3]}),

@@ -1,8 +1,9 @@
 """How updates become one: reductions, and stages to chain before and behind them."""
 
 from fedjax_tx.aggregation.apply import aggregate
+from fedjax_tx.aggregation.center import centered_clip, geometric_median
 from fedjax_tx.aggregation.chain import chain, check_complete, check_max_clients, stage
-from fedjax_tx.aggregation.clip import clip_norm
+from fedjax_tx.aggregation.clip import clip_norm, zero_norm
 from fedjax_tx.aggregation.compression import drive, top_k
 from fedjax_tx.aggregation.coordinates import median, trimmed_mean
 from fedjax_tx.aggregation.integers import integer_mean
@@ -14,6 +15,7 @@ from fedjax_tx.aggregation.parts import parts
 __all__ = [
     "aggregate",
     "bulyan",
+    "centered_clip",
     "chain",
     "check_complete",
     "check_max_clients",
@@ -21,6 +23,7 @@ __all__ = [
     "drive",
     "fixed_mean",
     "gaussian_noise",
+    "geometric_median",
     "integer_mean",
     "krum",
     "mean",
@@ -33,4 +36,5 @@ __all__ = [
     "top_k",
     "total",
     "trimmed_mean",
+    "zero_norm",
 ]

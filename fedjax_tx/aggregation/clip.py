@@ -1,4 +1,4 @@
-"""Bounding what one client can do: clip its update's norm."""
+"""Bounding what one client can do: clip its update's norm, or drop an update that is too long."""
 
 import jax
 import jax.numpy as jnp
@@ -36,3 +36,27 @@ def clip_norm(max_norm: float | Array) -> Aggregator:
         return jax.tree.map(scaled, update), weight, client_state
 
     return stage(f"clip_norm({max_norm})", encode=encode, sensitivity=lambda bound: max_norm)
+
+
+def zero_norm(max_norm: float | Array) -> Aggregator:
+    """Makes an update 0 if its L2 norm, of all its leaves together, exceeds ``max_norm`` or is not finite (cf. arXiv 1911.07963).
+
+    Its client still counts in a mean. Where honest updates are shorter, what is longer is an error or an attack.
+
+    Args:
+      max_norm: > 0.
+
+    Example:
+      >>> import fedjax_tx as ftx
+      >>> safe = ftx.aggregation.chain(zero_norm(5.0), ftx.aggregation.mean())
+      >>> update, _, _ = ftx.aggregation.aggregate(safe, {"w": jnp.array([[3.0, 4.0], [6.0, 8.0]])}, [1.0, 1.0])
+      >>> update["w"].tolist()
+      [1.5, 2.0]
+    """
+    check.number("max_norm", max_norm, above=0)
+
+    def encode(update, weight, shared, client_state, client_key, round_key):
+        short = tree.norm(update) <= max_norm
+        return jax.tree.map(lambda leaf: jnp.where(short, leaf, 0).astype(leaf.dtype), update), weight, client_state
+
+    return stage(f"zero_norm({max_norm})", encode=encode, sensitivity=lambda bound: max_norm)

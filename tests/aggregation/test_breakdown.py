@@ -72,6 +72,28 @@ def test_multi_krum_averages_updates_that_are_each_near_an_honest_one():
     assert distance_to_honest(results(agg.multi_krum(3, 10), 4)).max() > FAR / 100
 
 
+def test_the_geometric_median_stays_within_its_bound_until_half_attack():
+    # Around the honest mean: 2 (n - f) / (n - 2 f) times the distance of the furthest honest client.
+    radius = np.linalg.norm(HONEST - HONEST.mean(0), axis=1).max()
+    moved = results(agg.geometric_median(num_iterations=50), 7)
+    assert np.linalg.norm(moved - HONEST.mean(0), axis=1).max() <= 2 * 9 / (16 - 14) * radius
+    assert np.abs(results(agg.geometric_median(num_iterations=50), 10)).max() > FAR / 100
+
+
+def test_what_attackers_hold_of_a_clipped_mean_is_their_share_of_the_norm():
+    # Two sets of messages of 2 of 11 clients: at most 2 * 2 / 11 norms apart; the far ones are that far apart, in opposite ways.
+    apart = 2 * 2 / 11 * 0.5
+    for rule in (agg.centered_clip(0.5), agg.chain(agg.clip_norm(0.5), agg.mean())):
+        moved = results(rule, 2)
+        assert np.linalg.norm(moved[:, None] - moved[None], axis=-1).max() <= apart + 1e-5
+        np.testing.assert_allclose(np.linalg.norm(moved[0] - moved[1]), apart, rtol=1e-4)
+    assert np.linalg.norm(results(agg.centered_clip(0.5, num_iterations=3), 2), axis=1).max() <= 3 * 0.5
+    zeroed = results(agg.chain(agg.zero_norm(5.0), agg.mean()), 2)
+    honest = np.where(np.linalg.norm(HONEST, axis=1, keepdims=True) <= 5, HONEST, 0).sum(0) / 11
+    assert np.linalg.norm(zeroed - honest, axis=1).max() <= 2 * 5 / 11
+    np.testing.assert_allclose(zeroed[0], honest, rtol=1e-5)
+
+
 def test_bulyan_stays_within_the_honest_range_widened_by_itself_until_attackers_are_many():
     moved = results(agg.bulyan(2), 2)  # n = 11 = 4 f + 3
     assert (moved >= LOW - (HIGH - LOW)).all() and (moved <= HIGH + (HIGH - LOW)).all()

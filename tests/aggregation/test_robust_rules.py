@@ -61,6 +61,43 @@ def test_multi_krum_by_hand():
     assert info["krum_too_few"] and not run(agg.multi_krum(1, 3), rows)[1]["krum_too_few"]
 
 
+def test_the_smoothed_weiszfeld_iterations_by_hand():
+    # From the medians (0, 0), at distances 5, 1, 3, 4 and 0.5: each counts by their inverse, the last as if it were 2 away.
+    rows = [[3.0, 4.0], [-1.0, 0.0], [0.0, -3.0], [4.0, 0.0], [-0.5, 0.0]]
+    weights = np.array([1 / 5, 1 / 2, 1 / 3, 1 / 4, 1 / 2])
+    want = (weights[:, None] * rows).sum(0) / weights.sum()
+    np.testing.assert_allclose(run(agg.geometric_median(num_iterations=1, smoothing=2.0), rows)[0], want, rtol=1e-5)
+
+
+def test_the_geometric_median_minimises_the_summed_distance():
+    rows = np.random.default_rng(1).standard_normal((7, 3))
+    center, _ = run(agg.geometric_median(num_iterations=60), rows)
+    # Where it is least, the unit vectors towards the clients sum to 0.
+    away = rows - center
+    np.testing.assert_allclose((away / np.linalg.norm(away, axis=1, keepdims=True)).sum(0), 0, atol=1e-3)
+
+
+def test_centred_clipping_by_hand_over_two_rounds_and_iterations():
+    rows = {"w": jnp.array([[3.0, 4.0], [0.0, 1.0]])}
+    rule = agg.centered_clip(2.5)
+    # From 0 the first is clipped from 5 to 2.5: ((1.5, 2) + (0, 1)) / 2. From there the
+    # first is (2.25, 2.5) away, clipped again, and the second (-0.75, -0.5).
+    first, state, _ = agg.aggregate(rule, rows, jnp.ones(2))
+    second, state, _ = agg.aggregate(rule, rows, jnp.ones(2), state)
+    np.testing.assert_allclose(first["w"], [0.75, 1.5], rtol=1e-6)
+    np.testing.assert_allclose(
+        second["w"],
+        [0.75 + (2.25 * 2.5 / np.hypot(2.25, 2.5) - 0.75) / 2, 1.5 + (2.5 * 2.5 / np.hypot(2.25, 2.5) - 0.5) / 2],
+        rtol=1e-6,
+    )
+    both, _, _ = agg.aggregate(agg.centered_clip(2.5, num_iterations=2), rows, jnp.ones(2))
+    np.testing.assert_allclose(both["w"], second["w"], rtol=1e-6)
+    # Nobody comes: nothing is agreed on, and what was before is kept.
+    nothing, kept, _ = agg.aggregate(rule, rows, jnp.zeros(2), state)
+    np.testing.assert_array_equal(nothing["w"], [0, 0])
+    np.testing.assert_array_equal(kept["w"], state["w"])
+
+
 def bulyan_by_hand(rows, num_byzantine):
     """Krum again and again on what is left (two neighbours at least), then the values nearest to each median; in float64."""
     left, taken = list(range(len(rows))), []
@@ -112,6 +149,8 @@ RULES = {
     "krum": agg.krum(1),
     "multi_krum": agg.multi_krum(1, 3),
     "bulyan": agg.bulyan(1),
+    "geometric_median": agg.geometric_median(),
+    "centered_clip": agg.centered_clip(1.0),
 }
 
 

@@ -31,6 +31,12 @@ def test_an_infinite_update_is_clipped_to_nothing():
     np.testing.assert_allclose(result, [1.0, 1.0])
 
 
+def test_an_update_beyond_a_norm_is_zeroed_over_all_leaves_and_one_at_it_stays():
+    stacked = {"a": jnp.array([[3.0], [0.0], [jnp.nan]]), "b": jnp.array([[4.0], [5.1], [1.0]])}
+    update, _, _ = agg.aggregate(agg.chain(agg.zero_norm(5.0), agg.mean()), stacked, [1.0, 1.0, 2.0])
+    np.testing.assert_allclose([update["a"][0], update["b"][0]], [3 / 4, 4 / 4])
+
+
 def test_a_fixed_mean_divides_by_its_denominator_whoever_came():
     np.testing.assert_allclose(run(agg.fixed_mean(10), [[1.0], [4.0]], [1.0, 7.0])[0], [0.5])
     np.testing.assert_allclose(run(agg.fixed_mean(10), [[1.0], [4.0]], [0.0, 7.0])[0], [0.4])
