@@ -51,6 +51,13 @@ rate = ["fast", -1.0]
 aggregator = ["mean", ftx.aggregation.clip_norm(1.0)]
 beta = ["high", -0.1, 1.0]
 spending = {"sampling_rate": [*rate, 2.0], "rounds": ["4", -1], "delta": [*rate, 0.0, 1.0], "accountant": [3, "moments"]}
+own_part = {
+    **task,
+    **server,
+    "client_optimizer": optimizer,
+    "personal": [3, [], "haed/*", "head*"],
+    "aggregator": aggregator,
+}
 adaptive = {
     **task,
     **dict.fromkeys(["tau", "initial_accumulator", "server_learning_rate"], rate),
@@ -488,6 +495,15 @@ TABLE = {
             **dict.fromkeys(["inputs", "labels"], text),
         },
     ),
+    ftx.algorithms.fed_babu: (
+        {"task": HEADED, "client_optimizer": SGD},
+        {**own_part, "tuning_optimizer": optimizer, "tuning_steps": ["1", -1]},
+    ),
+    ftx.algorithms.fed_per: ({"task": HEADED, "client_optimizer": SGD}, own_part),
+    ftx.algorithms.fed_rep: (
+        {"task": HEADED, "client_optimizer": SGD},
+        {**own_part, "personal_optimizer": optimizer, "personal_work": [8]},
+    ),
     ftx.algorithms.fine_tune: ({"task": TASK, "client_optimizer": SGD}, {**task, "client_optimizer": optimizer}),
     ftx.algorithms.fit_temperature: ({"task": TASK}, task),
     ftx.algorithms.ditto: (
@@ -588,8 +604,13 @@ TABLE = {
     ftx.aggregation.trimmed_mean: ({"fraction": 0.1}, {"fraction": ["half", -0.1, 0.5]}),
     ftx.aggregation.zero_norm: ({"max_norm": 1.0}, {"max_norm": rate}),
     ftx.clients.full_gradient: ({"task": TASK}, task),
-    ftx.clients.local_evaluation: ({"task": TASK}, task),
+    ftx.clients.local_evaluation: ({"task": TASK}, {**task, "personal_model": [3]}),
     ftx.clients.local_sgd: ({"task": TASK, "optimizer": SGD}, {**task, "optimizer": optimizer, "change_gradient": [3]}),
+    ftx.clients.small_batches: ({"local": EXPERIMENT.local}, {"local": [8]}),
+    ftx.clients.tuned_evaluation: (
+        {"task": TASK, "optimizer": SGD, "steps": 1},
+        {**task, "optimizer": optimizer, "steps": ["1", -1]},
+    ),
     ftx.clients.whole_data: ({"local": EXPERIMENT.local}, {"local": [8]}),
     ftx.report.plot_clients: (
         {"data": DATA, "path": ELSEWHERE},

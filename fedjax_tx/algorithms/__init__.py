@@ -3,12 +3,15 @@
 from fedjax_tx.algorithms.ccvr import ccvr
 from fedjax_tx.algorithms.ditto import ditto
 from fedjax_tx.algorithms.fed_avg import fed_avg
+from fedjax_tx.algorithms.fed_babu import fed_babu
 from fedjax_tx.algorithms.fed_buff import fed_buff
 from fedjax_tx.algorithms.fed_dyn import fed_dyn
 from fedjax_tx.algorithms.fed_ex_lora import fed_ex_lora
 from fedjax_tx.algorithms.fed_nova import fed_nova
 from fedjax_tx.algorithms.fed_opt import fed_adagrad, fed_adam, fed_ams, fed_avgm, fed_yogi
+from fedjax_tx.algorithms.fed_per import fed_per
 from fedjax_tx.algorithms.fed_prox import fed_prox
+from fedjax_tx.algorithms.fed_rep import fed_rep
 from fedjax_tx.algorithms.fine_tune import fine_tune
 from fedjax_tx.algorithms.fit_temperature import fit_temperature
 from fedjax_tx.algorithms.het_lora import het_lora
@@ -26,11 +29,14 @@ __all__ = [
     "fed_ams",
     "fed_avg",
     "fed_avgm",
+    "fed_babu",
     "fed_buff",
     "fed_dyn",
     "fed_ex_lora",
     "fed_nova",
+    "fed_per",
     "fed_prox",
+    "fed_rep",
     "fed_yogi",
     "fine_tune",
     "fit_temperature",

@@ -26,7 +26,15 @@ import optax
 from fedjax_tx import check
 from fedjax_tx.aggregation import mean, nothing
 from fedjax_tx.algorithms.server import broadcast_model, init_server, optax_server
-from fedjax_tx.clients import add_metrics, batch_loss, batch_metrics, client_weight, local_sgd, no_metrics
+from fedjax_tx.clients import (
+    ModelBroadcast,
+    add_metrics,
+    batch_loss,
+    batch_metrics,
+    client_weight,
+    local_sgd,
+    no_metrics,
+)
 from fedjax_tx.types import ClientResult, ClientTrainer, FederatedAlgorithm, Metrics, Pass, PyTree, Task
 
 
@@ -111,11 +119,11 @@ class _Scores(NamedTuple):
 def evaluate_both(
     task: Task,
     init_state: Callable[[PyTree, PyTree], PyTree] = lambda broadcast, key: broadcast.params,
-    personal_model: Callable[[PyTree], PyTree] = lambda state: state,
+    personal_model: Callable[[ModelBroadcast, PyTree], PyTree] = lambda broadcast, state: state,
 ) -> ClientTrainer:
     """A client that scores its personal model on its examples, and the global one under names that begin with ``global_``.
 
-    ``personal_model(state) -> params`` finds the model in a client's state, which ``init_state`` makes of the broadcast.
+    ``personal_model(broadcast, state) -> params`` finds the model in a state, which ``init_state`` makes of the broadcast.
     """
 
     def both(broadcast, personal, batch, mask):
@@ -126,11 +134,11 @@ def evaluate_both(
     def start(broadcast, info, state):
         batch = info.batch.zeros()
         mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
-        names = jax.eval_shape(partial(both, broadcast), personal_model(state), batch, mask)
+        names = jax.eval_shape(partial(both, broadcast), personal_model(broadcast, state), batch, mask)
         return _Scores(no_metrics(names), state)
 
     def step(broadcast, info, local, batch, mask, key):
-        scores = both(broadcast, personal_model(local.state), batch, mask)
+        scores = both(broadcast, personal_model(broadcast, local.state), batch, mask)
         return local._replace(metrics=add_metrics(local.metrics, scores))
 
     def finish(broadcast, info, local):

@@ -46,7 +46,7 @@ def fine_tune(task: Task, client_optimizer: optax.GradientTransformation) -> Fed
     trainer = train_own(task, client_optimizer)
     # Nothing travels: what a client begins at was sent before.
     training = Pass(trainer, nothing(), broadcast_model, _keep, travels=lambda broadcast, message: ((), ()))
-    scores = evaluate_both(task, trainer.init_state, lambda state: state.params)
+    scores = evaluate_both(task, trainer.init_state, lambda broadcast, state: state.params)
     return FederatedAlgorithm(init_server(task, optax.identity()), (training,), Pass(scores, nothing(), broadcast_model, _keep))
 
 

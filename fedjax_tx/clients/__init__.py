@@ -3,6 +3,7 @@
 from fedjax_tx.clients.gradient import full_gradient
 from fedjax_tx.clients.local import ModelBroadcast, client_weight, local_evaluation, local_sgd, whole_data
 from fedjax_tx.clients.objective import add_metrics, batch_gradient, batch_loss, batch_metrics, masked_mean, no_metrics
+from fedjax_tx.clients.tuned import small_batches, tuned_evaluation
 
 __all__ = [
     "ModelBroadcast",
@@ -16,5 +17,7 @@ __all__ = [
     "local_sgd",
     "masked_mean",
     "no_metrics",
+    "small_batches",
+    "tuned_evaluation",
     "whole_data",
 ]

@@ -1,7 +1,6 @@
 """Shared local loops: train with any optax optimiser, and evaluate."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -90,8 +89,14 @@ def whole_data(local: LocalWork) -> LocalWork:
     return LocalWork(batch_size=local.batch_size, epochs=1, shuffle=False)
 
 
-def local_evaluation(task: Task) -> ClientTrainer:
-    """A client that scores the server's parameters on its own examples: the task's metrics and its loss; no update.
+def local_evaluation(
+    task: Task, personal_model: Callable[[ModelBroadcast, PyTree], ModelBroadcast] = lambda broadcast, state: broadcast
+) -> ClientTrainer:
+    """A client that scores a model on its own examples: the task's metrics and its loss; no update.
+
+    Args:
+      task: what is learned. personal_model: ``personal_model(broadcast, state) -> ModelBroadcast``, the parameters to score, from
+        what was sent and the client's state; by default those of the server.
 
     Example:
       >>> import fedjax_tx as ftx
@@ -101,16 +106,19 @@ def local_evaluation(task: Task) -> ClientTrainer:
       ()
     """
     check.instance("task", task, Task, "a Task")
+    check.function("personal_model", personal_model)
+
+    def scores(broadcast, state, batch, mask):
+        return batch_metrics(task, *personal_model(broadcast, state), batch, mask)
 
     def start(broadcast, info, state):
         batch = info.batch.zeros()
         mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
-        names = jax.eval_shape(partial(batch_metrics, task), broadcast.params, broadcast.frozen, batch, mask)
-        return no_metrics(names), state
+        return no_metrics(jax.eval_shape(scores, broadcast, state, batch, mask)), state
 
     def step(broadcast, info, local, batch, mask, key):
         metrics, state = local
-        return add_metrics(metrics, batch_metrics(task, broadcast.params, broadcast.frozen, batch, mask)), state
+        return add_metrics(metrics, scores(broadcast, state, batch, mask)), state
 
     def finish(broadcast, info, local):
         metrics, state = local

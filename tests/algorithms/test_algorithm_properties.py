@@ -22,6 +22,8 @@ COHORTS = ftx.data.fixed_cohorts([[3, 0, 1], [1, 5, 2], [4, 1, 3]])  # client 1 
 TASK = problems.LOGISTIC
 LOW_RANK = ftx.tasks.freeze(problems.ADAPTED, ["*lora*", "*bias"])
 BIAS_ONLY = ftx.tasks.freeze(TASK, "b")
+WEIGHTS_ONLY = ftx.tasks.freeze(TASK, "w")
+ADAPTERS_ONLY = ftx.tasks.freeze(LOW_RANK, "*lora*")
 MEAN_OF_MODELS = TASK._replace(
     apply=lambda models, frozen, batch, key: TASK.apply(jax.tree.map(lambda leaf: leaf.mean(0), models), frozen, batch, key)
 )
@@ -102,6 +104,20 @@ def ditto(hyper):
 
 def fine_tune(hyper):
     return algorithms.fine_tune(TASK, optax.sgd(RATE, momentum=0.5))
+
+
+def fed_per(hyper):
+    return algorithms.fed_per(TASK, optax.sgd(RATE), personal="b")
+
+
+def fed_rep(hyper):
+    """Biases are personal, adapters travel, the kernel is frozen."""
+    work = ftx.data.LocalWork(batch_size=3, epochs=1)
+    return algorithms.fed_rep(LOW_RANK, optax.sgd(RATE), "*bias", personal_optimizer=optax.adam(RATE), personal_work=work)
+
+
+def fed_babu(hyper):
+    return algorithms.fed_babu(TASK, optax.sgd(RATE), personal="w", tuning_steps=0)
 
 
 def fed_buff(hyper):
@@ -224,6 +240,9 @@ TABLE = {
     "ditto": Row(ditto, EVERY | {"fed_avg", "memoryless", "single"}),
     # The server's parameters stay what they were.
     "fine_tune": Row(fine_tune, EVERY | {"memoryless", "rests"}),
+    "fed_per": Row(fed_per, EVERY, task=WEIGHTS_ONLY),
+    "fed_rep": Row(fed_rep, EVERY, task=ADAPTERS_ONLY),
+    "fed_babu": Row(fed_babu, EVERY | {"limit", "memoryless", "single"}, limit={}, fed_avg=adapted, task=BIAS_ONLY),
     "fed_buff": Row(fed_buff, EVERY | {"limit", "single"}, changes={"cohorts": STALE}, limit={"cohorts": COHORTS}),
     "frozen weights": Row(adapted, EVERY | {"memoryless", "single"}, task=BIAS_ONLY),
     # Of clients who all hold the same, the mean of the products is the product of the means.
@@ -430,6 +449,7 @@ ALWAYS = {
     **dict.fromkeys(["frozen weights", "drive", "integers", "median", "mime", "ifca", "q_fed_avg"], ONE_PROGRAM),
     **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams", "ccvr", "fit_temperature", "fine_tune"], set()),
     **dict.fromkeys(["fed_nova", "fed_nova of sgd", "fed_dyn"], set()),
+    **dict.fromkeys(["fed_per", "fed_rep", "fed_babu"], set()),
 }
 ROWS = [
     pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, LAWS) else [pytest.mark.slow])

@@ -209,6 +209,16 @@ def test_everything_may_be_trained():
     assert trainable == shapes_of(PLAIN) and frozen == {}
 
 
+def test_of_a_task_that_freezes_some_already_more_may_be_frozen():
+    twice, at_once = (freeze(task, "*lora_b") for task in (problems.LOW_RANK, problems.ADAPTED))
+    parts = [jax.eval_shape(task.init, jax.random.key(0)) for task in (twice, at_once)]
+    assert parts[0] == parts[1]
+    whole = {"head": {"kernel": jnp.eye(2, 3), "bias": jnp.zeros(3), "lora": {"lora_a": jnp.ones((2, 2))}}}
+    trained = {"head": {"lora": {"lora_b": jnp.ones((2, 3))}}}
+    logits = [task.apply(trained, whole, {"x": jnp.ones((1, 2))}, None)["logits"].tolist() for task in (twice, at_once)]
+    assert logits[0] == logits[1] != [[1, 1, 0]]
+
+
 def test_two_parts_are_joined_if_they_are_one_tree_and_stay_a_pair_if_not():
     assert tree.join({"a": {"x": 1}}, {"a": {"y": 2}}) == {"a": {"x": 1, "y": 2}}
     assert tree.join({"a": 1}, ()) == {"a": 1} and tree.join({"a": 1}, {"b": {}}) == {"a": 1}
@@ -222,7 +232,7 @@ WRONG = [
     (ValueError, "trainable to have at least one pattern", lambda: freeze(next_token(PLAIN), [])),
     (TypeError, "trainable", lambda: freeze(next_token(PLAIN), [3])),
     (TypeError, "task", lambda: freeze(PLAIN, "*")),
-    (ValueError, "a task that freezes nothing yet", lambda: freeze(FROZEN, "*lora_b")),
+    (ValueError, r"to match parameters, such as .*lora_a.*, got 'head/kernel'", lambda: freeze(FROZEN, "head/kernel")),
     (TypeError, "lora_rank", lambda: decoder(**SIZES, lora_rank=1.0)),
     (ValueError, "lora_rank >= 0, got -1", lambda: decoder(**SIZES, lora_rank=-1)),
     (ValueError, "lora_alpha > 0, got 0.0", lambda: decoder(**SIZES, lora_rank=1, lora_alpha=0.0)),
