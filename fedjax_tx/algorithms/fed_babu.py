@@ -56,6 +56,7 @@ def fed_babu(
       >>> len(fed_babu(ftx.tasks.next_token(model), optax.sgd(0.1)).passes)
       1
     """
+    check.instance("client_optimizer", client_optimizer, optax.GradientTransformation, "an optax optimiser")
     tuning_optimizer = client_optimizer if tuning_optimizer is None else tuning_optimizer
     check.instance("tuning_optimizer", tuning_optimizer, optax.GradientTransformation, "an optax optimiser")
     check.integer("tuning_steps", tuning_steps, low=0)

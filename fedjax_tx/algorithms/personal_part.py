@@ -54,7 +54,7 @@ def split_task(task: Task, personal: str | Sequence[str]) -> PersonalPart:
       >>> import fedjax_tx as ftx
       >>> model = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4)
       >>> sorted(split_task(ftx.tasks.next_token(model), "head/*").paths)
-      [('head', 'bias'), ('head', 'kernel')]
+      [('head', 'kernel')]
     """
     paths = match_paths("personal", task, personal)
     shared = trained_paths(task) - paths
