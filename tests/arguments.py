@@ -649,6 +649,7 @@ def public_functions() -> dict[str, object]:
         ftx.algorithms,
         ftx.aggregation,
         ftx.clients,
+        ftx.privacy,
         ftx.report,
     ):
         for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
