@@ -184,6 +184,8 @@ class Aggregator(NamedTuple):
     given that of what enters it; None stands for no bound. ``reads_update``: whether encode looks into the update, so that it
     can't stand behind a stage that packs it into a message of another form (one with a ``receive``).
     ``calibrate(bound) -> Aggregator``, where given, makes the stage from the bound at its place, as noise needs it.
+    ``change_rows(rows, key) -> (rows, info)``, where given, changes the rows of all clients before what stands behind the stage,
+    which then happens at the server; the rows' number and order stay.
     ``sums_only``: behind this stage the server sees only sums of messages.
     ``max_clients``: the most clients whose messages the reduction can take; None: any number.
     """
@@ -201,6 +203,7 @@ class Aggregator(NamedTuple):
     name: str = "aggregator"
     sensitivity: Callable[[float | Array | None], float | Array | None] = lambda bound: None
     calibrate: Callable[[float | Array], "Aggregator"] | None = None
+    change_rows: Callable[[Rows, Key[Array, ""]], tuple[Rows, Mapping[str, Array]]] | None = None
     sums_only: bool = False
     reads_update: bool = True
     max_clients: int | None = None

@@ -595,6 +595,7 @@ TABLE = {
         {"num_byzantine": 1, "num_selected": 2},
         {"num_byzantine": ["1", -1], "num_selected": count},
     ),
+    ftx.aggregation.nearest_neighbor_mixing: ({"num_byzantine": 1}, {"num_byzantine": ["1", -1]}),
     ftx.aggregation.nothing: ({}, {}),
     ftx.aggregation.parts: ({}, {"aggregators": []}),
     ftx.aggregation.population_mean: ({}, {}),

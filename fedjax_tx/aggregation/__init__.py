@@ -9,6 +9,7 @@ from fedjax_tx.aggregation.coordinates import median, trimmed_mean
 from fedjax_tx.aggregation.integers import integer_mean
 from fedjax_tx.aggregation.krum import bulyan, krum, multi_krum
 from fedjax_tx.aggregation.linear import fixed_mean, mean, nothing, population_mean, total
+from fedjax_tx.aggregation.mixing import nearest_neighbor_mixing
 from fedjax_tx.aggregation.noise import gaussian_noise
 from fedjax_tx.aggregation.parts import parts
 
@@ -29,6 +30,7 @@ __all__ = [
     "mean",
     "median",
     "multi_krum",
+    "nearest_neighbor_mixing",
     "nothing",
     "parts",
     "population_mean",

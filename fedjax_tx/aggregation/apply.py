@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fedjax_tx import check, prng, tree
+from fedjax_tx import check, tree
+from fedjax_tx.aggregation.at_server import aggregate_rows
 from fedjax_tx.aggregation.chain import check_complete, check_max_clients
-from fedjax_tx.types import Aggregator, Linear, PyTree, Rows, Totals
+from fedjax_tx.types import Aggregator, PyTree, Rows, Totals
 
 
 def aggregate(
@@ -50,25 +51,9 @@ def aggregate_arrays(aggregator: Aggregator, stacked_updates: PyTree, weights: A
     """Does what ``aggregate`` does, without its checks: fit for ``jit``."""
     template = tree.take(stacked_updates, 0)
     state = aggregator.init(template) if state is None else state
-    round_key, decode_key = prng.fold(key, "round"), prng.fold(key, "decode")
-    client_keys = jax.vmap(lambda client: prng.fold(key, "client", client))(jnp.arange(weights.shape[0]))
-
-    def client(update, weight, client_key):
-        client_state = aggregator.init_client(template)
-        message, weight, _ = aggregator.encode(update, weight, state, client_state, client_key, round_key)
-        return aggregator.receive(message, state), weight
-
-    summands, weights = jax.vmap(client)(stacked_updates, weights, client_keys)
-    valid = weights > 0
     count = jnp.int32(weights.shape[0])
-    totals = Totals(weights.sum(), valid.sum(), count, count)
-    if isinstance(aggregator.reduce, Linear):
-        weighted = aggregator.reduce.weighted
-        summands = jax.vmap(lambda summand, weight: tree.summand(summand, weight, weighted))(summands, weights)
-        reduced = jax.tree.map(lambda leaf: leaf.sum(0, dtype=leaf.dtype), summands)
-    else:
-        reduced = Rows(summands, weights, valid)
-    update, state, info = aggregator.decode(reduced, totals, state, decode_key)
+    rows, totals = Rows(stacked_updates, weights, weights > 0), Totals(weights.sum(), count, count, count)
+    update, state, info = aggregate_rows(aggregator, rows, totals, state, key)
     update = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), update, template)
     return update, state, dict(info)
 

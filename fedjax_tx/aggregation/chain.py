@@ -2,16 +2,21 @@
 
 ``chain(clip_norm(1.0), top_k(0.01), mean())`` reads in the order in which an update travels. Stages up to the one that reduces
 encode at the client, in that order; the server undoes them in reverse, once as each message is received and once as the reduced
-value is decoded. Stages after the reduction work on the aggregate: noise, for example.
+value is decoded. Stages after the reduction work on the aggregate: noise, for example. Behind a stage that changes all clients'
+rows, such as nearest-neighbour mixing, everything happens at the server, row by row.
 
 What can't work is refused when the chain is built, by the stages' names: no reduction, or two; a stage that must see each message
 beside one that lets the server see only sums; one that reads the update behind one that packed it; noise where one client's
 influence has no bound.
 """
 
+from collections.abc import Callable
+
+import jax
 from jaxtyping import Array
 
 from fedjax_tx import check, prng
+from fedjax_tx.aggregation.at_server import aggregate_rows
 from fedjax_tx.types import Aggregator, Stacked
 
 
@@ -32,6 +37,7 @@ def chain(*stages: Aggregator) -> Aggregator:
     """
     for number, stage in enumerate(stages):
         check.instance(f"stages[{number}]", stage, Aggregator, "an Aggregator")
+    stages = _join_behind_rows(stages)
     reducer = _find_reduction(stages)
     stages, bound = _calibrate(stages)
     before = stages[: reducer + 1]
@@ -72,6 +78,34 @@ def chain(*stages: Aggregator) -> Aggregator:
         sums_only=any(stage.sums_only for stage in before),
         reads_update=any(stage.reads_update for stage in before),
         max_clients=min((stage.max_clients for stage in stages if stage.max_clients is not None), default=None),
+    )
+
+
+def behind_rows(change_rows: Callable, rest: Aggregator, name: str) -> Aggregator:
+    """Returns ``rest`` behind a change of the rows: what it does at the client happens at the server, with the changed rows.
+
+    Errors: ``ValueError``, once the updates are known, if ``rest`` must remember something of each client.
+    """
+
+    def init_client(update):
+        if jax.tree.leaves(rest.init_client(update)):
+            raise ValueError(f"expected what stands behind {name} to remember nothing of a client, got {rest.name}")
+        return ()
+
+    def decode(reduced, totals, state, key):
+        rows, said = change_rows(reduced, prng.fold(key, "rows"))
+        aggregate, state, info = aggregate_rows(rest, rows, totals, state, prng.fold(key, "rest"))
+        return aggregate, state, {**said, **info}
+
+    return stage(
+        name,
+        init=rest.init,
+        init_client=init_client,
+        reduce=Stacked(),
+        decode=decode,
+        releases_empty=rest.releases_empty,
+        reads_update=False,
+        max_clients=rest.max_clients,
     )
 
 
@@ -136,6 +170,20 @@ def stage(name: str, **functions) -> Aggregator:
     check.instance("name", name, str, "a string")
     idle = {"encode": unchanged, "receive": as_is, "reduce": None, "decode": passed_on}
     return Aggregator(**{"init": no_state, "init_client": no_state, **idle, "name": name, **functions})
+
+
+def _join_behind_rows(stages: tuple[Aggregator, ...]) -> tuple[Aggregator, ...]:
+    """The stages, with one that changes rows and all that stands behind it as one."""
+    for number, stage in enumerate(stages):
+        if stage.change_rows is not None:
+            before, behind = stages[:number], stages[number + 1 :]
+            if not any(one.reduce is not None for one in behind):
+                raise ValueError(f"expected {stage.name} before a stage that reduces, such as chain({stage.name}, median())")
+            rest = chain(*behind)
+            if rest.sums_only:
+                raise ValueError(f"expected each client's message for {stage.name}, but {rest.name} shows the server only sums")
+            return (*before, behind_rows(stage.change_rows, rest, f"{stage.name}, {', '.join(one.name for one in behind)}"))
+    return stages
 
 
 def _find_reduction(stages: tuple[Aggregator, ...]) -> int:

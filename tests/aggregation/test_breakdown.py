@@ -94,6 +94,14 @@ def test_what_attackers_hold_of_a_clipped_mean_is_their_share_of_the_norm():
     np.testing.assert_allclose(zeroed[0], honest, rtol=1e-5)
 
 
+def test_behind_mixing_the_median_stays_near_the_honest_range_and_one_more_attacker_gets_into_every_mixture():
+    # Whom an honest client is mixed with is no further away than the honest ones, of whom there are n - f = 9.
+    mixed = agg.chain(agg.nearest_neighbor_mixing(3), agg.median())
+    moved = results(mixed, 3)
+    assert (moved >= LOW - DIAMETER).all() and (moved <= HIGH + DIAMETER).all()
+    assert np.abs(results(mixed, 4)).max() > FAR / 100
+
+
 def test_bulyan_stays_within_the_honest_range_widened_by_itself_until_attackers_are_many():
     moved = results(agg.bulyan(2), 2)  # n = 11 = 4 f + 3
     assert (moved >= LOW - (HIGH - LOW)).all() and (moved <= HIGH + (HIGH - LOW)).all()

@@ -37,6 +37,7 @@ TABLE = {
     "krum": (lambda: agg.krum(2), EVERY - {"weighs"}),
     "multi_krum": (lambda: agg.multi_krum(2, 3), EVERY - {"weighs"}),
     "bulyan": (lambda: agg.bulyan(1), EVERY - {"weighs"}),
+    "nearest_neighbor_mixing": (lambda: agg.chain(agg.nearest_neighbor_mixing(2), agg.median()), EVERY - {"weighs"}),
     "noise": (lambda: agg.chain(agg.clip_norm(2.0), agg.fixed_mean(CLIENTS), agg.gaussian_noise(1.0)), {"permutes"}),
     "noise of 0": (
         lambda: agg.chain(agg.clip_norm(1e9), agg.fixed_mean(CLIENTS), agg.gaussian_noise(0.0)),

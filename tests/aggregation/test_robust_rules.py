@@ -129,7 +129,37 @@ def test_bulyan_by_hand():
     assert run(agg.bulyan(1), rows, [1, 1, 1, 1, 1, 1, 0])[1]["bulyan_too_few"]
 
 
+def test_nearest_neighbour_mixing_by_hand_before_any_rule_and_between_stages():
+    # Of 0, 1, 2 and 10 the three nearest to the first three are these, with mean 1; to 10 they are 10, 2 and 1.
+    rows, weights = [[0.0], [1.0], [2.0], [10.0]], [1, 2, 1, 1]
+    mixing = agg.nearest_neighbor_mixing(1)
+    np.testing.assert_allclose(run(agg.chain(mixing, agg.median()), rows, weights)[0], [1.0], rtol=1e-6)
+    np.testing.assert_allclose(run(agg.chain(mixing, agg.mean()), rows, weights)[0], [(4 + 13 / 3) / 5], rtol=1e-6)
+    # Clipped to 4 before: 10 is 4, and 3 nearest to it are 4, 2 and 1. Clipped behind: the mixture is cut from 13/3 to 4.
+    clip = agg.clip_norm(4.0)
+    np.testing.assert_allclose(run(agg.chain(clip, mixing, agg.mean()), rows)[0], [(3 + 7 / 3) / 4], rtol=1e-6)
+    np.testing.assert_allclose(run(agg.chain(mixing, clip, agg.mean()), rows)[0], [(3 + 4) / 4], rtol=1e-6)
+    assert not run(agg.chain(mixing, agg.mean()), rows)[1]["mixing_too_few"]
+    assert run(agg.chain(mixing, agg.mean()), rows, [1, 0, 0, 1])[1]["mixing_too_few"]
+
+
 REFUSED = {
+    "mixing": (
+        lambda: agg.chain(agg.nearest_neighbor_mixing(3), agg.mean()),
+        r"num_byzantine at most 2 for 6 clients a round \(n > 2f\), got 3",
+    ),
+    "mixing behind the mean": (
+        lambda: agg.chain(agg.mean(), agg.nearest_neighbor_mixing(1)),
+        r"nearest_neighbor_mixing\(1\) before a stage that reduces",
+    ),
+    "mixing behind sums": (
+        lambda: agg.chain(agg.nearest_neighbor_mixing(1), agg.integer_mean(1.0, 0.1, 10)),
+        r"message for nearest_neighbor_mixing\(1\), but chain\(integer_mean\(.*\)\) shows the server only sums",
+    ),
+    "memory behind mixing": (
+        lambda: agg.chain(agg.nearest_neighbor_mixing(1), agg.top_k(0.5), agg.mean()),
+        r"behind nearest_neighbor_mixing\(1\), .* to remember nothing of a client, got chain\(top_k\(0.5\), mean\(\)\)",
+    ),
     "multi_krum": (lambda: agg.multi_krum(2, 1), r"num_byzantine at most 1 for 6 clients a round \(n >= 2f \+ 3\), got 2"),
     "multi_krum of all": (lambda: agg.multi_krum(1, 6), r"num_selected at most 5 for 6 clients a round \(m <= n - f\), got 6"),
     "bulyan": (lambda: agg.bulyan(1), r"num_byzantine at most 0 for 6 clients a round \(n >= 4f \+ 3\), got 1"),
@@ -137,7 +167,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_rule_for_more_attackers_than_a_round_can_bear_is_refused(name):
+def test_a_rule_that_cannot_work_is_refused_by_name(name):
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         run(make(), np.ones((6, 1)))

@@ -171,6 +171,10 @@ def private(hyper):
     return algorithms.fed_avg(TASK, optax.sgd(RATE), aggregator=ftx.aggregation.chain(*stages))
 
 
+def centered_clip(hyper):
+    return algorithms.fed_avg(TASK, optax.sgd(RATE), aggregator=ftx.aggregation.centered_clip(hyper["clip"]))
+
+
 def identical_clients() -> ftx.data.FederatedDataset:
     own = problems.ragged_clients((4,)).columns
     columns = {name: np.concatenate([column] * 6) for name, column in own.items()}
@@ -272,6 +276,15 @@ TABLE = {
     "drive": Row(aggregated_by(ftx.aggregation.drive(), ftx.aggregation.mean()), EVERY | {"memoryless"}),
     "integers": Row(aggregated_by(ftx.aggregation.integer_mean(8.0, 2.0**-20, 6)), EVERY | {"memoryless", "single"}),
     "median": Row(aggregated_by(ftx.aggregation.median()), EVERY | {"memoryless", "single"}),
+    # Far out it clips nothing, wherever its centre is.
+    "centered_clip": Row(
+        centered_clip, EVERY | {"limit"}, {"clip": 0.1}, limit={"hyper": {"clip": 1e9}}, fed_avg=fed_avg_of_equals
+    ),
+    "mixing": Row(
+        aggregated_by(ftx.aggregation.nearest_neighbor_mixing(1), ftx.aggregation.median()),
+        EVERY | {"memoryless", "single"},
+        changes=ALL,
+    ),
     "krum": Row(aggregated_by(ftx.aggregation.krum(1)), EVERY | {"memoryless", "single"}, changes=ALL),
 }
 
@@ -450,6 +463,7 @@ ALWAYS = {
     **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams", "ccvr", "fit_temperature", "fine_tune"], set()),
     **dict.fromkeys(["fed_nova", "fed_nova of sgd", "fed_dyn"], set()),
     **dict.fromkeys(["fed_per", "fed_rep", "fed_babu"], set()),
+    **dict.fromkeys(["centered_clip", "mixing"], set()),
 }
 ROWS = [
     pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, LAWS) else [pytest.mark.slow])
