@@ -9,7 +9,7 @@ linear model and inputs of each device's own. Nothing is downloaded.
 
 Method: as in the paper and its authors' code: softmax regression, SGD at 0.01 in batches of 10, uniform cohorts, means weighted
 by numbers of examples, 200 rounds; a straggler stops after 1 to 19 whole epochs. Who takes part and who straggles is the same
-for all methods. No rate is tuned: 0.01 and mu = 1 are the paper's. All draws (data, first parameters, cohorts, shuffles) are ours.
+for all methods. No rate is tuned: 0.01 and mu = 1 are the paper's. All draws (data, cohorts, shuffles, first parameters) differ.
 
 Command: python experiments/synthetic.py
 It leaves sweeps, which go on if they were stopped, scores.json and scores.png.

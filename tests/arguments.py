@@ -282,6 +282,14 @@ TABLE = {
         },
     ),
     ftx.data.poisson_cohorts: ({"rate": 0.5}, {"rate": ["often", 1.5], "max_clients": count}),
+    ftx.data.available_cohorts: (
+        {"clients_per_round": 1, "availability": [0.5, 1.0]},
+        {"clients_per_round": count, "availability": [["often"], 0.5, [[[1.0]]], np.zeros((0, 2)), [0.5, 1.5]]},
+    ),
+    ftx.data.power_of_choice_cohorts: (
+        {"clients_per_round": 1, "candidates": 2, "weights": [1.0, 2.0]},
+        {"clients_per_round": [*count, 3], "candidates": [*count, 3], "weights": [["big"], [1.0, -1.0]]},
+    ),
     ftx.data.uniform_cohorts: ({"clients_per_round": 2}, {"clients_per_round": count}),
     ftx.data.weighted_cohorts: (
         {"clients_per_round": 1, "weights": [1.0, 2.0]},

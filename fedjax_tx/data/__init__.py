@@ -1,6 +1,7 @@
 """Clients' data: federated data sets, cohorts, schedules, sources."""
 
 from fedjax_tx.data.audio import log_mel
+from fedjax_tx.data.available import available_cohorts
 from fedjax_tx.data.classes import class_counts, oversample_classes, sample_classes
 from fedjax_tx.data.clock import async_cohorts
 from fedjax_tx.data.cohort import (
@@ -33,6 +34,7 @@ from fedjax_tx.data.partition import (
     partition_shards,
 )
 from fedjax_tx.data.parts import gather_parts, take_part
+from fedjax_tx.data.power_of_choice import power_of_choice_cohorts
 from fedjax_tx.data.rows import concatenate, keep_rows, row_clients
 from fedjax_tx.data.tokens import count_tokens, encode_texts, load_tokenizer
 from fedjax_tx.data.uneven import with_deadline, with_dropout, with_stragglers
@@ -44,6 +46,7 @@ __all__ = [
     "LocalWork",
     "all_clients",
     "async_cohorts",
+    "available_cohorts",
     "class_counts",
     "concatenate",
     "count_tokens",
@@ -73,6 +76,7 @@ __all__ = [
     "partition_quantity",
     "partition_shards",
     "poisson_cohorts",
+    "power_of_choice_cohorts",
     "row_clients",
     "sample_classes",
     "take_part",

@@ -55,20 +55,10 @@ def weighted_cohorts(clients_per_round: int, weights: ArrayLike) -> CohortSource
       [0, 2]
     """
     check.integer("clients_per_round", clients_per_round, low=1)
-    array = np.asarray(weights)
-    if array.dtype.kind not in "iuf":
-        check.fail_type("weights", "an array of numbers, one for each client", weights)
-    if array.ndim != 1:
-        check.fail_value("weights", "to have shape [client]", array.shape)
-    for weight in array[~np.isfinite(array) | (array < 0)][:1].tolist():
-        check.fail_value("weights", "to be finite and >= 0", weight)
-    if (array > 0).sum() < clients_per_round:
-        check.fail_value("clients_per_round", f"<= {(array > 0).sum()}, the clients of positive weight", clients_per_round)
-    shares = array / array.sum(dtype=np.float64)
+    shares = shares_of(weights, "clients_per_round", clients_per_round)
 
     def init(num_clients):
-        if num_clients != shares.size:
-            check.fail_value("weights", f"to have {num_clients} entries, one for each client", f"{shares.size} entries")
+        check_entries("weights", shares.size, num_clients)
         return np.int64(num_clients)
 
     def select(state, generator, last_client_metrics):
@@ -77,6 +67,26 @@ def weighted_cohorts(clients_per_round: int, weights: ArrayLike) -> CohortSource
     checksum = zlib.crc32(shares.tobytes())
     description = f"weighted_cohorts(clients_per_round={clients_per_round}, checksum {checksum:08x})"
     return CohortSource(init, select, lambda num_clients: clients_per_round, description)
+
+
+def shares_of(weights: ArrayLike, name: str, drawn: int) -> np.ndarray:
+    """Returns checked weights over their sum, float64 [client]; ``drawn`` clients, as ``name`` says, can be drawn by them."""
+    array = np.asarray(weights)
+    if array.dtype.kind not in "iuf":
+        check.fail_type("weights", "an array of numbers, one for each client", weights)
+    if array.ndim != 1:
+        check.fail_value("weights", "to have shape [client]", array.shape)
+    for weight in array[~np.isfinite(array) | (array < 0)][:1].tolist():
+        check.fail_value("weights", "to be finite and >= 0", weight)
+    if (array > 0).sum() < drawn:
+        check.fail_value(name, f"<= {(array > 0).sum()}, the clients of positive weight", drawn)
+    return array / array.sum(dtype=np.float64)
+
+
+def check_entries(name: str, entries: int, num_clients: int) -> None:
+    """Refuses a table that has not one entry for each client."""
+    if entries != num_clients:
+        check.fail_value(name, f"to have {num_clients} entries, one for each client", f"{entries} entries")
 
 
 def all_clients() -> CohortSource:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from fedjax_tx import check
 from fedjax_tx.data.clock import read_durations
-from fedjax_tx.data.cohort import listed
+from fedjax_tx.data.cohort import check_entries, listed
 from fedjax_tx.types import CohortSource
 
 
@@ -160,8 +160,7 @@ def _with_work_done(
 
     def init(num_clients):
         for name, size in (entries or {}).items():
-            if size is not None and size != num_clients:
-                check.fail_value(name, f"to have {num_clients} entries, one for each client", f"{size} entries")
+            check_entries(name, num_clients if size is None else size, num_clients)
         return cohorts.init(num_clients)
 
     def select(state, generator, last_client_metrics):
