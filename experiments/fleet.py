@@ -43,8 +43,8 @@ class Settings:
 
     Args:
       run_dir: where everything goes. models: of transformer and lstm. unseen: the town that is left out. seeds: of the runs.
-      rounds, clients_per_round: of federated averaging. rates: tried everywhere. alone_epochs, own_epochs: tried, alone and
-        after federated averaging. vehicles: of each town. seconds: of a trip. batch_size: windows of a local step.
+      rounds, clients_per_round, rates: of federated averaging. own_rates: tried by each vehicle. alone_epochs, own_epochs: tried,
+        alone and after federated averaging. vehicles: of each town. seconds: of a trip. batch_size: windows of a local step.
       smoke: a tiny fleet, to see that everything runs.
     """
 
@@ -52,10 +52,11 @@ class Settings:
     models: tuple[str, ...] = ("transformer", "lstm")
     unseen: str = "suburb"
     seeds: tuple[int, ...] = (0, 1, 2)
-    rounds: int = 60
+    rounds: int = 200
     clients_per_round: int = 16
-    rates: tuple[float, ...] = (0.001, 0.003, 0.01)
-    alone_epochs: tuple[int, ...] = (10, 40)
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    own_rates: tuple[float, ...] = (0.0003, 0.001, 0.003)
+    alone_epochs: tuple[int, ...] = (3, 10, 30)
     own_epochs: tuple[int, ...] = (1, 5)
     vehicles: int = 16
     seconds: int = 60
@@ -64,7 +65,7 @@ class Settings:
 
 
 SMOKE: dict[str, Any] = {
-    "models": ("transformer",), "seeds": (0,), "rounds": 1, "clients_per_round": 2, "rates": (0.003,), "alone_epochs": (1,),
+    "models": ("transformer",), "seeds": (0,), "rounds": 1, "clients_per_round": 2, "rates": (0.003,), "own_rates": (0.003,), "alone_epochs": (1,),
     "own_epochs": (1,), "vehicles": 2, "seconds": 12,
 }  # fmt: skip
 
@@ -181,8 +182,8 @@ def study_model(settings: Settings, name: str, data: Data) -> dict[str, Any]:
 
         runs = {
             "federated": common,
-            "alone": best_of("alone", list(itertools.product(settings.rates, settings.alone_epochs)), lone),
-            "then its own": best_of("then its own", list(itertools.product(settings.rates, settings.own_epochs)), own),
+            "alone": best_of("alone", list(itertools.product(settings.own_rates, settings.alone_epochs)), lone),
+            "then its own": best_of("then its own", list(itertools.product(settings.own_rates, settings.own_epochs)), own),
         }
         for method, run in runs.items():
             for part, metric in itertools.product(("test", "unseen"), ("error", "error_4s")):
