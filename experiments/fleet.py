@@ -65,8 +65,8 @@ class Settings:
 
 
 SMOKE: dict[str, Any] = {
-    "models": ("transformer",), "seeds": (0,), "rounds": 1, "clients_per_round": 2, "rates": (0.003,), "own_rates": (0.003,), "alone_epochs": (1,),
-    "own_epochs": (1,), "vehicles": 2, "seconds": 12,
+    "models": ("transformer",), "seeds": (0,), "rounds": 1, "clients_per_round": 2, "rates": (0.003,), "own_rates": (0.003,),
+    "alone_epochs": (1,), "own_epochs": (1,), "vehicles": 2, "seconds": 12,
 }  # fmt: skip
 
 
