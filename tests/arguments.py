@@ -491,6 +491,7 @@ TABLE = {
     ),
     ftx.tasks.regression: ({"model": MODEL}, {"model": [3], "inputs": columns, "targets": text}),
     ftx.tasks.temperature: ({"task": TASK}, task),
+    ftx.tasks.with_features: ({"task": HEADED}, {**task, "head": [3, "heads"]}),
     ftx.tasks.freeze: ({"task": TASK, "trainable": "*"}, {**task, "trainable": [3, []]}),
     ftx.algorithms.ccvr: (
         {"task": HEADED, "features": MODEL, "optimizer": SGD},
@@ -542,6 +543,42 @@ TABLE = {
     ftx.algorithms.fed_dyn: (
         {"task": TASK, "client_optimizer": SGD, "alpha": 0.1},
         {**task, "client_optimizer": optimizer, "alpha": [*rate, 0.0]},
+    ),
+    ftx.algorithms.fed_exp: (
+        {"task": TASK, "client_optimizer": SGD},
+        {**task, "client_optimizer": optimizer, "epsilon": rate},
+    ),
+    ftx.algorithms.fed_sam: (
+        {"task": TASK, "client_optimizer": SGD, "rho": 0.1},
+        {**task, **server, "client_optimizer": optimizer, "rho": rate, "aggregator": aggregator},
+    ),
+    ftx.algorithms.diloco: (
+        {"task": TASK, "client_optimizer": SGD},
+        {**task, "client_optimizer": optimizer, "server_learning_rate": rate, "momentum": beta, "aggregator": aggregator},
+    ),
+    ftx.algorithms.reptile: (
+        {"task": TASK, "client_optimizer": SGD, "server_learning_rate": 0.1},
+        {**task, "client_optimizer": optimizer, "server_learning_rate": rate},
+    ),
+    ftx.algorithms.fed_ac: (
+        {"task": TASK, "client_learning_rate": 0.1, "strong_convexity": 0.1, "local_steps": 1},
+        {**task, "client_learning_rate": rate, "strong_convexity": [*rate, 11.0], "local_steps": count},
+    ),
+    ftx.algorithms.adaptive_fed_prox: (
+        {"task": TASK, "client_optimizer": SGD},
+        {
+            **task,
+            **server,
+            "client_optimizer": optimizer,
+            "mu": rate,
+            "aggregator": aggregator,
+            "change": rate,
+            "patience": count,
+        },
+    ),
+    ftx.algorithms.moon: (
+        {"task": TASK, "client_optimizer": SGD, "mu": 1.0},
+        {**task, **server, "client_optimizer": optimizer, "mu": rate, "aggregator": aggregator, "temperature": [*rate, 0.0]},
     ),
     ftx.algorithms.fed_buff: (
         {"task": TASK, "client_optimizer": SGD, "max_staleness": 2},
@@ -614,12 +651,16 @@ TABLE = {
     ftx.aggregation.zero_norm: ({"max_norm": 1.0}, {"max_norm": rate}),
     ftx.clients.full_gradient: ({"task": TASK}, task),
     ftx.clients.local_evaluation: ({"task": TASK}, {**task, "personal_model": [3]}),
-    ftx.clients.local_sgd: ({"task": TASK, "optimizer": SGD}, {**task, "optimizer": optimizer, "change_gradient": [3]}),
+    ftx.clients.local_sgd: (
+        {"task": TASK, "optimizer": SGD},
+        {**task, "optimizer": optimizer, "change_gradient": [3], "gradient": [3]},
+    ),
     ftx.clients.small_batches: ({"local": EXPERIMENT.local}, {"local": [8]}),
     ftx.clients.tuned_evaluation: (
         {"task": TASK, "optimizer": SGD, "steps": 1},
         {**task, "optimizer": optimizer, "steps": ["1", -1]},
     ),
+    ftx.clients.start_loss: ({"task": TASK}, task),
     ftx.clients.whole_data: ({"local": EXPERIMENT.local}, {"local": [8]}),
     ftx.report.plot_clients: (
         {"data": DATA, "path": ELSEWHERE},

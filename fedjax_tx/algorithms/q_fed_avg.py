@@ -22,8 +22,8 @@ from fedjax_tx import check, tree
 from fedjax_tx.aggregation import nothing, total
 from fedjax_tx.algorithms.fed_avg import model_evaluation
 from fedjax_tx.algorithms.server import broadcast_model, init_server, optax_server
-from fedjax_tx.clients import add_metrics, batch_loss, client_weight, local_sgd, no_metrics, whole_data
-from fedjax_tx.types import ClientResult, ClientTrainer, FederatedAlgorithm, Pass, Task
+from fedjax_tx.clients import local_sgd, start_loss, whole_data
+from fedjax_tx.types import ClientTrainer, FederatedAlgorithm, Pass, Task
 
 _SMALLEST_LOSS = 1e-10
 
@@ -65,25 +65,20 @@ def q_fed_avg(
         scale = 1 / jnp.where(curvature > 0, curvature, 1)
         return step_model(state, {"delta": jax.tree.map(lambda leaf: leaf * scale, aggregate["delta"])}, key)
 
-    first = Pass(_start_loss(task), nothing(), broadcast_model, keep, whole_data)
+    first = Pass(_keep_loss(task), nothing(), broadcast_model, keep, whole_data)
     training = Pass(_fair_sgd(task, client_optimizer, q, lipschitz), total(), broadcast_model, combine)
     return FederatedAlgorithm(init_server(task, server_optimizer), (first, training), model_evaluation(task))
 
 
-def _start_loss(task: Task) -> ClientTrainer:
-    """A client that takes its mean loss at the server's parameters, without dropout, and keeps it as its state."""
-
-    def start(broadcast, info, state):
-        return no_metrics({"start_loss": None})
-
-    def step(broadcast, info, local, batch, mask, key):
-        return add_metrics(local, {"start_loss": batch_loss(task, broadcast.params, broadcast.frozen, batch, mask, None)})
+def _keep_loss(task: Task) -> ClientTrainer:
+    """A client that takes its mean loss at the server's parameters and keeps it as its state."""
+    plain = start_loss(task)
 
     def finish(broadcast, info, local):
-        loss, _ = local["start_loss"]
-        return ClientResult({}, client_weight(info), loss, local)
+        result = plain.finish(broadcast, info, local)
+        return result._replace(update={}, state=result.update["loss"])
 
-    return ClientTrainer(lambda broadcast, key: jnp.zeros(()), start, step, finish)
+    return plain._replace(init_state=lambda broadcast, key: jnp.zeros(()), finish=finish)
 
 
 def _fair_sgd(task: Task, optimizer: optax.GradientTransformation, q: float | Array, lipschitz: float | Array) -> ClientTrainer:

@@ -1,6 +1,6 @@
 """Local work of one client, shared by algorithms."""
 
-from fedjax_tx.clients.gradient import full_gradient
+from fedjax_tx.clients.gradient import full_gradient, start_loss
 from fedjax_tx.clients.local import ModelBroadcast, client_weight, local_evaluation, local_sgd, whole_data
 from fedjax_tx.clients.objective import add_metrics, batch_gradient, batch_loss, batch_metrics, masked_mean, no_metrics
 from fedjax_tx.clients.tuned import small_batches, tuned_evaluation
@@ -19,5 +19,6 @@ __all__ = [
     "no_metrics",
     "small_batches",
     "tuned_evaluation",
+    "start_loss",
     "whole_data",
 ]

@@ -31,6 +31,7 @@ def local_sgd(
     task: Task,
     optimizer: optax.GradientTransformation,
     change_gradient: Callable[[PyTree, PyTree, ModelBroadcast], PyTree] | None = None,
+    gradient: Callable = batch_gradient,
 ) -> ClientTrainer:
     """A client that makes optax steps on its own batches from the server's parameters.
 
@@ -40,6 +41,7 @@ def local_sgd(
     Args:
       task: what is learned. optimizer: any optax optimiser; its state starts anew for each client and round.
       change_gradient: ``change_gradient(gradient, params, broadcast) -> gradient``, before the optimiser sees it.
+      gradient: takes a batch's loss and gradient, as ``batch_gradient`` does.
 
     Example:
       >>> import fedjax_tx as ftx
@@ -53,16 +55,17 @@ def local_sgd(
     check.instance("optimizer", optimizer, optax.GradientTransformation, "an optax optimiser")
     if change_gradient is not None:
         check.function("change_gradient", change_gradient)
+    check.function("gradient", gradient)
 
     def start(broadcast, info, state):
         params = broadcast.params
         return _Training(params, optimizer.init(params), no_metrics({"loss": None}), state)
 
     def step(broadcast, info, local, batch, mask, key):
-        (value, weight), gradient = batch_gradient(task, local.params, broadcast.frozen, batch, mask, key)
+        (value, weight), slope = gradient(task, local.params, broadcast.frozen, batch, mask, key)
         if change_gradient is not None:
-            gradient = change_gradient(gradient, local.params, broadcast)
-        updates, optimizer_state = optimizer.update(gradient, local.optimizer, local.params)
+            slope = change_gradient(slope, local.params, broadcast)
+        updates, optimizer_state = optimizer.update(slope, local.optimizer, local.params)
         metrics = add_metrics(local.metrics, {"loss": (value, weight)})
         return _Training(optax.apply_updates(local.params, updates), optimizer_state, metrics, local.state)
 

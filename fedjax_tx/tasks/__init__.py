@@ -4,6 +4,7 @@ Losses and metrics come as (value[batch], weight[batch]): an example's mean and 
 example without any real target has value 0 and weight 0, so that averages and gradients stay finite.
 """
 
+from fedjax_tx.tasks.features import with_features
 from fedjax_tx.tasks.freeze import freeze
 from fedjax_tx.tasks.imbalance import (
     class_weighted,
@@ -32,4 +33,5 @@ __all__ = [
     "next_token",
     "regression",
     "temperature",
+    "with_features",
 ]

@@ -73,6 +73,39 @@ def fed_dyn(hyper):
     return algorithms.fed_dyn(TASK, optax.sgd(RATE), 0.5)
 
 
+def fed_exp(hyper):
+    return algorithms.fed_exp(TASK, optax.sgd(RATE))
+
+
+def fed_sam(hyper):
+    return algorithms.fed_sam(TASK, optax.sgd(RATE), hyper["rho"])
+
+
+def diloco(hyper):
+    return algorithms.diloco(TASK, optax.sgd(RATE, hyper["inner"]), hyper["rate"], momentum=hyper["outer"])
+
+
+def reptile(hyper):
+    return algorithms.reptile(TASK, optax.sgd(RATE), hyper["rate"])
+
+
+def fed_ac(hyper):
+    return algorithms.fed_ac(TASK, RATE, hyper["mu"], local_steps=4)
+
+
+def adaptive_fed_prox(hyper):
+    return algorithms.adaptive_fed_prox(TASK, optax.sgd(RATE), hyper["mu"], change=hyper["change"], patience=1)
+
+
+def apply_with_features(*given):
+    outputs = TASK.apply(*given)
+    return {**outputs, "features": outputs["logits"]}
+
+
+def moon(hyper):
+    return algorithms.moon(TASK._replace(apply=apply_with_features), optax.sgd(RATE), hyper["mu"])
+
+
 def scaffold(hyper):
     return algorithms.scaffold(TASK, RATE)
 
@@ -229,7 +262,26 @@ TABLE = {
     # Clients of one size make equally many steps.
     "fed_nova": Row(fed_nova, EVERY | {"limit", "memoryless"}, limit=ALIKE, fed_avg=fed_avg_of_momentum),
     "fed_nova of sgd": Row(fed_nova_of_sgd, EVERY | {"limit", "memoryless", "single"}, limit=ALIKE),
+    # A price that starts at 0 and never moves.
+    "adaptive_fed_prox": Row(
+        adaptive_fed_prox, EVERY | {"limit"}, {"mu": 2.0, "change": 0.5}, limit={"hyper": {"mu": 0.0, "change": 0.0}}
+    ),
+    # A client that always comes alone finds the server where it left it: no features are nearer to one than to the other.
+    "moon": Row(moon, EVERY | {"limit", "single"}, {"mu": 1.0}, limit={"hyper": {"mu": 0.0}}),
     "fed_dyn": Row(fed_dyn, EVERY),
+    # Of clients who all move alike, the mean of the squares is the square of the mean.
+    "fed_exp": Row(fed_exp, EVERY | {"limit", "memoryless", "single"}, changes=ALL, limit=ALIKE),
+    "fed_sam": Row(fed_sam, EVERY | {"limit", "memoryless"}, {"rho": 0.1}, limit={"hyper": {"rho": 0.0}}),
+    "diloco": Row(
+        diloco,
+        EVERY | {"limit"},
+        {"inner": 0.5, "rate": 0.7, "outer": 0.5},
+        limit={"hyper": {"inner": 0.0, "rate": 1.0, "outer": 0.0}},
+    ),
+    "reptile": Row(
+        reptile, EVERY | {"limit", "memoryless"}, {"rate": 0.5}, limit={"hyper": {"rate": 1.0}}, fed_avg=fed_avg_of_equals
+    ),
+    "fed_ac": Row(fed_ac, EVERY | {"limit"}, {"mu": 0.5}, limit={"hyper": {"mu": 1 / RATE}}),
     # Of clients who all hold the same, every control variate is the server's.
     "scaffold": Row(scaffold, EVERY | {"limit"}, limit=ALIKE),
     "mime": Row(mime, EVERY | {"limit", "rests"}, {"momentum": 0.5}, limit={"hyper": {"momentum": 0.0}, **WHOLE}),
@@ -461,9 +513,10 @@ ALWAYS = {
     **dict.fromkeys(["fed_prox", "fed_adam", "fed_avgm", "mime of sgd", "mime_lite", "q_fed_avg at 0"], ONE_PROGRAM),
     **dict.fromkeys(["frozen weights", "drive", "integers", "median", "mime", "ifca", "q_fed_avg"], ONE_PROGRAM),
     **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams", "ccvr", "fit_temperature", "fine_tune"], set()),
-    **dict.fromkeys(["fed_nova", "fed_nova of sgd", "fed_dyn"], set()),
     **dict.fromkeys(["fed_per", "fed_rep", "fed_babu"], set()),
     **dict.fromkeys(["centered_clip", "mixing"], set()),
+    **dict.fromkeys(["fed_nova", "fed_nova of sgd", "fed_dyn", "fed_exp", "fed_sam", "diloco", "reptile", "fed_ac"], set()),
+    **dict.fromkeys(["adaptive_fed_prox", "moon"], set()),
 }
 ROWS = [
     pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, LAWS) else [pytest.mark.slow])

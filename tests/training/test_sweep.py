@@ -45,6 +45,18 @@ def make_mime(hyper):
     return ftx.algorithms.mime(problems.LOGISTIC, optax.sgd(hyper["lr"], momentum=0.9))
 
 
+def make_fed_nova(hyper):
+    return ftx.algorithms.fed_nova(problems.LOGISTIC, optax.sgd(hyper["lr"], hyper["momentum"]))
+
+
+def make_fed_dyn(hyper):
+    return ftx.algorithms.fed_dyn(problems.LOGISTIC, optax.sgd(0.1), hyper["alpha"])
+
+
+def make_adaptive(hyper):
+    return ftx.algorithms.adaptive_fed_prox(problems.LOGISTIC, optax.sgd(0.1), hyper["mu"], change=0.5, patience=1)
+
+
 TEXT = ftx.tasks.freeze(problems.text_task(), trainable="*mlp*")
 
 
@@ -57,6 +69,9 @@ CASES = {
     "scaffold": (make_scaffold, {"client_lr": [0.05, 0.2]}, {}),
     "noise": (make_private, {"clip": [0.05, 0.5], "noise": [0, 0.5], "seed": [4]}, {"cohorts": ftx.data.all_clients()}),
     "two passes": (make_mime, {"lr": [0.05, 0.2]}, {}),
+    "fed_nova": (make_fed_nova, {"lr": [0.05, 0.2], "momentum": [0.5]}, {}),
+    "fed_dyn": (make_fed_dyn, {"alpha": [0.1, 1.0]}, {}),
+    "adaptive_fed_prox": (make_adaptive, {"mu": [0.0, 2.0]}, {}),
     "decoder": (
         make_decoder,
         {"client_lr": [0.1, 0.4], "server_lr": [0.01]},
@@ -104,7 +119,7 @@ def swept():
 # ---- a cell is its single run
 
 
-SLOW_TO_COMPILE = ("noise", "two passes", "decoder")
+SLOW_TO_COMPILE = ("noise", "two passes", "decoder", "fed_nova", "fed_dyn", "adaptive_fed_prox")
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_TO_COMPILE else name for name in CASES]
 
 
