@@ -580,6 +580,29 @@ TABLE = {
         {"task": TASK, "client_optimizer": SGD, "mu": 1.0},
         {**task, **server, "client_optimizer": optimizer, "mu": rate, "aggregator": aggregator, "temperature": [*rate, 0.0]},
     ),
+    ftx.algorithms.fed_async: (
+        {"task": TASK, "client_optimizer": SGD, "max_staleness": 2},
+        {
+            **task,
+            "client_optimizer": optimizer,
+            "max_staleness": ["4", -1],
+            "server_learning_rate": [*rate, 0.0, 1.5],
+            "staleness_weight": [0.5],
+            "mu": rate,
+        },
+    ),
+    ftx.algorithms.delayed_nesterov: (
+        {"task": TASK, "client_optimizer": SGD, "max_staleness": 2, "server_learning_rate": 0.7},
+        {
+            **task,
+            "client_optimizer": optimizer,
+            "max_staleness": ["4", -1],
+            "server_learning_rate": [*rate, 0.0],
+            "momentum": beta,
+            "momentum_every": count,
+            "momentum_between": [*rate, 0.5],
+        },
+    ),
     ftx.algorithms.fed_buff: (
         {"task": TASK, "client_optimizer": SGD, "max_staleness": 2},
         {**task, **server, "client_optimizer": optimizer, "max_staleness": ["4", -1], "staleness_weight": [0.5]},

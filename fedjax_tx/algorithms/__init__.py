@@ -1,9 +1,11 @@
 """Federated methods, one file a paper."""
 
 from fedjax_tx.algorithms.ccvr import ccvr
+from fedjax_tx.algorithms.delayed_nesterov import delayed_nesterov
 from fedjax_tx.algorithms.diloco import diloco
 from fedjax_tx.algorithms.ditto import ditto
 from fedjax_tx.algorithms.fed_ac import fed_ac
+from fedjax_tx.algorithms.fed_async import fed_async
 from fedjax_tx.algorithms.fed_avg import fed_avg
 from fedjax_tx.algorithms.fed_babu import fed_babu
 from fedjax_tx.algorithms.fed_buff import fed_buff
@@ -30,12 +32,14 @@ from fedjax_tx.algorithms.server import optax_server
 __all__ = [
     "adaptive_fed_prox",
     "ccvr",
+    "delayed_nesterov",
     "diloco",
     "ditto",
     "fed_ac",
     "fed_adagrad",
     "fed_adam",
     "fed_ams",
+    "fed_async",
     "fed_avg",
     "fed_avgm",
     "fed_babu",

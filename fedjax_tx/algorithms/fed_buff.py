@@ -67,6 +67,14 @@ def fed_buff(
     check.instance("server_optimizer", server_optimizer, optax.GradientTransformation, "an optax optimiser")
     max_staleness = check.integer("max_staleness", max_staleness, low=0)
     check.function("staleness_weight", staleness_weight)
+    trainer = train_from_ring(local_sgd(task, client_optimizer), staleness_weight)
+    return asynchronous(task, trainer, server_optimizer, max_staleness)
+
+
+def asynchronous(
+    task: Task, trainer: ClientTrainer, server_optimizer: optax.GradientTransformation, max_staleness: int
+) -> FederatedAlgorithm:
+    """The method whose server keeps a ring of ``max_staleness`` + 1 models and steps along the mean of each buffer's updates."""
     init_model, step_server = init_server(task, server_optimizer), optax_server(server_optimizer)
 
     def init(key, init_params=None):
@@ -83,7 +91,6 @@ def fed_buff(
         return state._replace(params=params, optimizer=optimizer, extra=ring), info
 
     aggregator = mean()._replace(releases_empty=True)
-    trainer = train_from_ring(task, client_optimizer, staleness_weight)
     training = Pass(trainer, aggregator, broadcast_ring, combine, travels=_one_model)
     return FederatedAlgorithm(init, (training,), model_evaluation(task), max_version=max_staleness)
 
@@ -105,12 +112,12 @@ def _one_model(broadcast, message):
     return (tree.take(broadcast.ring, 0), broadcast.frozen), message["delta"]
 
 
-def train_from_ring(task: Task, optimizer: optax.GradientTransformation, staleness_weight: Callable) -> ClientTrainer:
+def train_from_ring(inner: ClientTrainer, staleness_weight: Callable, from_now: bool = False) -> ClientTrainer:
     """A client that trains from the parameters of its version; its update is scaled by the weight of its staleness.
 
-    The update has a second part, ``mass``: 1, so that its mean is 0 where nobody took part.
+    ``from_now``: whether the update is how far the server's current parameters are from the client's, in place of those it began
+    with. The update has a second part, ``mass``: 1, so that its mean is 0 where nobody took part.
     """
-    inner = local_sgd(task, optimizer)
 
     def received(broadcast, info):
         return ModelBroadcast(tree.take(broadcast.ring, info.version), broadcast.frozen)
@@ -122,10 +129,14 @@ def train_from_ring(task: Task, optimizer: optax.GradientTransformation, stalene
         return inner.step(received(broadcast, info), info, local, batch, mask, key)
 
     def finish(broadcast, info, local):
-        result = inner.finish(received(broadcast, info), info, local)
+        began = received(broadcast, info)
+        result = inner.finish(began, info, local)
         staleness, once = info.version.astype(jnp.float32), jnp.ones(())
-        scale = staleness_weight(staleness)
-        delta = jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), result.update["delta"])
+        scale, delta = staleness_weight(staleness), result.update["delta"]
+        if from_now:
+            moved = tree.subtract(tree.take(broadcast.ring, 0), began.params)
+            delta = jax.tree.map(jnp.add, delta, moved)
+        delta = jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), delta)
         told = {name: (value.astype(jnp.float32), once) for name, value in info.covariates.items() if value.ndim == 0}
         metrics = {**told, **result.metrics, "staleness": (staleness, once)}
         return result._replace(update={"delta": delta, "mass": once}, metrics=metrics)

@@ -157,6 +157,14 @@ def fed_buff(hyper):
     return algorithms.fed_buff(TASK, optax.sgd(RATE), max_staleness=3)
 
 
+def fed_async(hyper):
+    return algorithms.fed_async(TASK, optax.sgd(RATE), 3, hyper["alpha"], mu=hyper["mu"])
+
+
+def delayed_nesterov(hyper):
+    return algorithms.delayed_nesterov(TASK, optax.sgd(RATE), 3, hyper["rate"], hyper["momentum"], momentum_every=2)
+
+
 def adapted(hyper):
     """FedAvg that trains the bias alone; the weights are frozen."""
     return algorithms.fed_avg(BIAS_ONLY, optax.sgd(RATE))
@@ -299,6 +307,21 @@ TABLE = {
     "fed_per": Row(fed_per, EVERY, task=WEIGHTS_ONLY),
     "fed_rep": Row(fed_rep, EVERY, task=ADAPTERS_ONLY),
     "fed_babu": Row(fed_babu, EVERY | {"limit", "memoryless", "single"}, limit={}, fed_avg=adapted, task=BIAS_ONLY),
+    "fed_async": Row(
+        fed_async,
+        EVERY | {"limit"},
+        {"alpha": 0.6, "mu": 0.5},
+        changes={"cohorts": STALE},
+        limit={"hyper": {"alpha": 1.0, "mu": 0.0}, "cohorts": COHORTS},
+    ),
+    # Each step goes half the way of an update.
+    "delayed_nesterov": Row(
+        delayed_nesterov,
+        EVERY | {"limit"},
+        {"rate": 1.0, "momentum": 0.5},
+        changes={"cohorts": STALE},
+        limit={"hyper": {"rate": 2.0, "momentum": 0.0}, "cohorts": COHORTS},
+    ),
     "fed_buff": Row(fed_buff, EVERY | {"limit", "single"}, changes={"cohorts": STALE}, limit={"cohorts": COHORTS}),
     "frozen weights": Row(adapted, EVERY | {"memoryless", "single"}, task=BIAS_ONLY),
     # Of clients who all hold the same, the mean of the products is the product of the means.
@@ -517,6 +540,7 @@ ALWAYS = {
     **dict.fromkeys(["centered_clip", "mixing"], set()),
     **dict.fromkeys(["fed_nova", "fed_nova of sgd", "fed_dyn", "fed_exp", "fed_sam", "diloco", "reptile", "fed_ac"], set()),
     **dict.fromkeys(["adaptive_fed_prox", "moon"], set()),
+    **dict.fromkeys(["fed_async", "delayed_nesterov"], set()),
 }
 ROWS = [
     pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, LAWS) else [pytest.mark.slow])
