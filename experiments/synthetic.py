@@ -9,10 +9,26 @@ linear model and inputs of each device's own. Nothing is downloaded.
 
 Method: as in the paper and its authors' code: softmax regression, SGD at 0.01 in batches of 10, uniform cohorts, means weighted
 by numbers of examples, 200 rounds; a straggler stops after 1 to 19 whole epochs. Who takes part and who straggles is the same
-for all methods. No rate is tuned: 0.01 and mu = 1 are the paper's. All draws (data, cohorts, shuffles, first parameters) differ.
+for all methods. No rate is tuned: 0.01 and mu = 1 are the paper's. All draws (data, cohorts, shuffles, parameters) are ours.
 
-Command: python experiments/synthetic.py
-It leaves sweeps, which go on if they were stopped, scores.json and scores.png.
+Command: python experiments/synthetic.py (23 minutes on 2 busy CPU cores, commit 7d3ecff). It leaves sweeps, which go on if they
+were stopped, scores.json and scores.png (``experiments/figures/synthetic.png``). One number a draw of the data, training losses
+over all 30 devices; where nobody straggles FedAvg is mu = 0:
+
+    stragglers  method    loss, mean of 200 rounds   loss, last 50 rounds    test accuracy, last 50
+    0 %         mu = 0    0.462, 2.236, 0.562        0.221, 2.363, 0.383     0.915, 0.562, 0.863
+    0 %         mu = 1    0.479, 0.800, 0.517        0.202, 0.663, 0.326     0.940, 0.768, 0.881
+    50 %        FedAvg    0.480, 1.856, 0.526        0.192, 1.758, 0.357     0.931, 0.610, 0.872
+    50 %        mu = 0    0.453, 1.902, 0.539        0.216, 1.937, 0.364     0.918, 0.592, 0.866
+    50 %        mu = 1    0.481, 0.800, 0.518        0.206, 0.667, 0.326     0.940, 0.768, 0.884
+    90 %        FedAvg    1.497, 1.693, 0.992        0.413, 1.508, 0.394     0.866, 0.619, 0.863
+    90 %        mu = 0    0.452, 1.566, 0.522        0.208, 1.665, 0.341     0.923, 0.614, 0.876
+    90 %        mu = 1    0.485, 0.805, 0.520        0.211, 0.674, 0.327     0.942, 0.758, 0.884
+
+What comes out: mu = 1 is hardly touched by stragglers, and in the last rounds better than FedAvg in the mean of the draws at each
+fraction, most where FedAvg does not settle (the second draw), but not in every draw (the first at 50 %). With 90 % stragglers
+FedAvg is the worst of the three over the run in all draws, by far in the first hundred rounds. What does not: with 50 %
+stragglers, to hear them (mu = 0) is no better than to drop them. Each draw was run once.
 """
 
 import json
@@ -121,22 +137,23 @@ def study(settings: Settings, seed: int, fraction: float) -> dict[str, dict[str,
     return averaged | proximal
 
 
-def late_mean(settings: Settings, curves: dict[str, list[float]], name: str) -> float:
-    """Returns the mean of a curve over the last rounds."""
-    late = np.array(curves["round"]) > settings.rounds - settings.last_rounds
+def late_mean(settings: Settings, curves: dict[str, list[float]], name: str, last_rounds: int) -> float:
+    """Returns the mean of a curve over the last of the rounds."""
+    late = np.array(curves["round"]) > settings.rounds - last_rounds
     return float(np.mean(np.array(curves[name])[late]))
 
 
 def report(settings: Settings, told: dict[float, list[dict]]) -> None:
     """Prints the table, a row a method and a number a seed, and draws the picture."""
-    print(f"\nmeans over the last {settings.last_rounds} rounds, one number a seed of the data\n")
-    print("| stragglers | method | training loss | test accuracy |\n|---|---|---|---|")
+    print(f"\nmeans over the last {settings.last_rounds} rounds, or all; one number a seed of the data\n")
+    print("| stragglers | method | training loss, all rounds | training loss | test accuracy |\n|---|---|---|---|---|")
     for fraction, seeds in told.items():
         for method in seeds[0]:
-            found = {name: [late_mean(settings, one[method], name) for one in seeds] for name in CURVES}
-            cells = [", ".join(f"{value:.3f}" for value in of_seeds) for of_seeds in found.values()]
+            columns = [("loss", settings.rounds), *((name, settings.last_rounds) for name in CURVES)]
+            found = [[late_mean(settings, one[method], name, last) for one in seeds] for name, last in columns]
+            cells = [", ".join(f"{value:.3f}" for value in of_seeds) for of_seeds in found]
             print(f"| {fraction:.0%} | {method} | {' | '.join(cells)} |")
-    figure = Figure(figsize=(4 * len(told), 7), dpi=120, layout="constrained")
+    figure = Figure(figsize=(3.6 * len(told), 6), dpi=100, layout="constrained")
     panels = figure.subplots(len(CURVES), len(told), sharex=True, sharey="row", squeeze=False)
     for column, (fraction, seeds) in zip(panels.T, told.items(), strict=True):
         for panel, name in zip(column, CURVES, strict=True):
@@ -147,6 +164,8 @@ def report(settings: Settings, told: dict[float, list[dict]]) -> None:
                 panel.plot(rounds, values.mean(0), **style, linewidth=1.5, label=method)
             panel.grid(alpha=0.3)
         column[0].set(title=f"{fraction:.0%} stragglers", yscale="log")
+        column[0].set_yticks([0.2, 0.5, 1, 2, 4], ["0.2", "0.5", "1", "2", "4"])
+        column[0].minorticks_off()
         column[-1].set(xlabel="round")
     for row, label in zip(panels, ("training loss, all devices", "test accuracy"), strict=True):
         row[0].set_ylabel(label)
