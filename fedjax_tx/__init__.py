@@ -5,7 +5,7 @@
 ['aggregation', 'algorithms', 'data', 'models', 'tasks']
 """
 
-from fedjax_tx import aggregation, algorithms, clients, data, devices, models, privacy, processes, report, tasks
+from fedjax_tx import aggregation, algorithms, attacks, clients, data, devices, models, privacy, processes, report, tasks
 from fedjax_tx.simulation import Experiment, make_evaluation, make_round, summarise
 from fedjax_tx.training import EarlyStop, RunResult, SweepResult, run, sweep
 from fedjax_tx.types import (
@@ -50,6 +50,7 @@ __all__ = [
     "Totals",
     "aggregation",
     "algorithms",
+    "attacks",
     "clients",
     "data",
     "devices",

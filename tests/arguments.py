@@ -27,6 +27,7 @@ HEADED = ftx.tasks.classification(
 )
 ADAPTED = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4, lora_rank=1)
 LOW_RANK = problems.LOW_RANK
+HONEST = ftx.algorithms.fed_avg(TASK, SGD)
 EXPERIMENT = problems.experiment()
 METRICS = {"loss": (np.ones(2), np.ones(2))}
 HISTORY = [{"round": 1, "train/loss": 1.0}]
@@ -78,6 +79,7 @@ columns = [*text, [], ["x", 3], ["x", "x"]]
 arithmetic = {"dropout": ["much", 1.0], "dtype": [3, jnp.int32], "implementation": [3, "xlaa"], "unroll": ["yes"]}
 config = [3, {}, {"model_type": "t5"}]
 labelled = {"data": [DATA.columns, ftx.data.take_part(DATA, 0, 2)], "labels": [3, "label"]}
+attacked = {"algorithm": ["fed_avg"], "attackers": [3, [0.5], [-1], [[0]]]}
 seed = {"seed": [0.5, -1]}
 kinds = [3, [], [0.5, 1.0], [[0, 1]]]
 loaded = {"encode": [3], "directory": [3], "progress": ["no"]}
@@ -672,6 +674,14 @@ TABLE = {
     ftx.aggregation.total: ({}, {}),
     ftx.aggregation.trimmed_mean: ({"fraction": 0.1}, {"fraction": ["half", -0.1, 0.5]}),
     ftx.aggregation.zero_norm: ({"max_norm": 1.0}, {"max_norm": rate}),
+    ftx.attacks.alie: ({"algorithm": HONEST, "attackers": [0]}, {**attacked, "deviations": rate}),
+    ftx.attacks.gaussian: ({"algorithm": HONEST, "attackers": [0], "stddev": 1.0}, {**attacked, "stddev": rate}),
+    ftx.attacks.inner_product: ({"algorithm": HONEST, "attackers": [0], "scale": 1.0}, {**attacked, "scale": rate}),
+    ftx.attacks.label_flip: (
+        {"algorithm": HONEST, "attackers": [0], "num_classes": 3},
+        {**attacked, "num_classes": ["3", 1], "labels": text},
+    ),
+    ftx.attacks.sign_flip: ({"algorithm": HONEST, "attackers": [0]}, {**attacked, "scale": rate}),
     ftx.clients.full_gradient: ({"task": TASK}, task),
     ftx.clients.local_evaluation: ({"task": TASK}, {**task, "personal_model": [3]}),
     ftx.clients.local_sgd: (
@@ -722,6 +732,7 @@ def public_functions() -> dict[str, object]:
         ftx.algorithms,
         ftx.aggregation,
         ftx.clients,
+        ftx.attacks,
         ftx.privacy,
         ftx.report,
     ):

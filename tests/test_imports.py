@@ -13,7 +13,7 @@ ROOT = Path(fedjax_tx.__file__).parent
 LAYERS = (
     {"types", "tree", "prng", "check", "devices", "processes"},
     {"data", "models", "tasks", "clients", "aggregation"},
-    {"privacy"},
+    {"privacy", "attacks"},
     {"algorithms"},
     {"simulation"},
     {"training"},

@@ -1,0 +1,17 @@
+"""Bad clients: any algorithm in which some clients do not do what they should, to see what its aggregation bears.
+
+An attack takes an algorithm and gives it back with attackers among its clients, who are told by their indices in the training
+data. What attackers do is done in every pass of a round; they are evaluated as honest clients are, and keep their states
+honestly. ``label_flip`` spoils the data that they train on; ``sign_flip`` and ``gaussian`` what they send. By ``alie`` and
+``inner_product`` they act together and know what all honest clients of the round send: these updates are held side by side, and
+all that the aggregator does to them is done at the server, after the attack.
+
+Floating-point parts of a message are attacked; what counts something stays. A client's weight stays what it is too: where
+examples weigh, as in ``mean()``, a bad client has the weight of its examples. An update that is not finite never gets as far as
+the aggregator.
+"""
+
+from fedjax_tx.attacks.alone import gaussian, label_flip, sign_flip
+from fedjax_tx.attacks.together import alie, inner_product
+
+__all__ = ["alie", "gaussian", "inner_product", "label_flip", "sign_flip"]
