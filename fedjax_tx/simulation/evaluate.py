@@ -25,6 +25,7 @@ from fedjax_tx.types import Cohort, Execution, LocalWork
 
 _ROWS_AT_ONCE = 64
 _PERCENTILES = (10, 50, 90)
+_WORSE_WHEN_HIGH = {"loss", "error"}
 
 ClientMetrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -166,24 +167,34 @@ def _read_piece(num_clients: int, metrics: Mapping[str, tuple[Array, Array]]) ->
 def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:
     """Returns the mean of each metric over all examples and its spread over clients, as ``{"name/metric...": number}``.
 
-    The spread is that of the clients' own means, each client counting once: percentiles 10, 50 and 90. A metric by groups of
-    examples is pooled group by group first; the number it then makes stands under its name, its parts under ``name/metric/part``.
+    The spread is that of the clients' own means, each client counting once: percentiles 10, 50 and 90, the variance, and the mean
+    over the worst tenth of the clients (rounded up), as arXiv 1905.10497 compares fairness. Worst are those of the lowest values,
+    of a metric whose name has the word ``loss`` or ``error`` those of the highest. A metric by groups of examples is pooled group
+    by group first; the number it then makes stands under its name, its parts under ``name/metric/part``.
 
     Example:
       >>> summary = summarise("test", {"loss": (np.array([1.0, 3.0]), np.array([3.0, 1.0]))})
-      >>> summary["test/loss"], summary["test/loss/client_p50"]
-      (1.5, 2.0)
+      >>> summary["test/loss"], summary["test/loss/client_p50"], summary["test/loss/client_worst_decile"]
+      (1.5, 2.0, 3.0)
     """
     check.instance("name", name, str, "a string")
     summary = {}
     for metric, pair in sorted(check.mapping("metrics", metrics).items()):
         mean, own, parts = _by_groups(pair) if hasattr(pair, "overall") else (weighted_mean(*pair), pair[0][pair[1] > 0], {})
         summary[f"{name}/{metric}"] = mean
-        for percentile in _PERCENTILES:
-            key = f"{name}/{metric}/client_p{percentile}"
-            summary[key] = float(np.percentile(own, percentile)) if own.size else float("nan")
+        summary |= {f"{name}/{metric}/client_{what}": value for what, value in _spread(metric, own).items()}
         summary |= {f"{name}/{metric}/{part}": value for part, value in parts.items()}
     return summary
+
+
+def _spread(metric: str, own: np.ndarray) -> dict[str, float]:
+    """How a metric differs between clients, given each one's own; nan of nobody."""
+    if not own.size:
+        return dict.fromkeys([*(f"p{percentile}" for percentile in _PERCENTILES), "worst_decile", "variance"], float("nan"))
+    spread = {f"p{percentile}": float(np.percentile(own, percentile)) for percentile in _PERCENTILES}
+    rising = np.sort(own.astype(np.float64))
+    worst_first = rising[::-1] if _WORSE_WHEN_HIGH & {*metric.split("_")} else rising
+    return {**spread, "worst_decile": float(worst_first[: -(-own.size // 10)].mean()), "variance": float(rising.var())}
 
 
 def _by_groups(pair: Any) -> tuple[float, np.ndarray, dict[str, float]]:

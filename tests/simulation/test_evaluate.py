@@ -54,9 +54,8 @@ def test_the_summary_is_the_mean_over_examples_and_percentiles_over_clients(trai
         for percentile in (10, 50, 90):
             want = np.percentile(value[real], percentile)
             np.testing.assert_allclose(summary[f"test/{name}/client_p{percentile}"], want, rtol=1e-5)
-    assert set(summary) == {
-        f"test/{m}{tail}" for m in ("loss", "accuracy") for tail in ("", *(f"/client_p{p}" for p in (10, 50, 90)))
-    }
+    spreads = [f"/client_{spread}" for spread in ("p10", "p50", "p90", "worst_decile", "variance")]
+    assert set(summary) == {f"test/{m}{tail}" for m in ("loss", "accuracy") for tail in ("", *spreads)}
     assert {type(value) for value in summary.values()} == {float}
 
 
@@ -66,6 +65,16 @@ def test_a_summary_by_hand():
     assert summary["a/loss"] == 1.5
     assert summary["a/loss/client_p50"] == 2.0
     assert summary["a/loss/client_p10"] == pytest.approx(1.2)
+    assert summary["a/loss/client_worst_decile"] == 3.0 and summary["a/loss/client_variance"] == 1.0
+
+
+def test_the_worst_tenth_of_clients_is_rounded_up_and_lies_at_the_metrics_bad_end():
+    value, weight = np.array([*np.arange(1.0, 22.0), 99.0]), np.array([7.0] * 21 + [0.0])  # the last has no example
+    for names, worst in ((("loss", "global_loss", "error_4s"), (21 + 20 + 19) / 3), (("accuracy", "lossless"), (1 + 2 + 3) / 3)):
+        for name in names:
+            summary = summarise("a", {name: (value[::-1], weight[::-1])})
+            assert summary[f"a/{name}/client_worst_decile"] == worst
+            np.testing.assert_allclose(summary[f"a/{name}/client_variance"], (21**2 - 1) / 12)  # of 1 ... n
 
 
 def test_a_summary_of_nobody_is_not_a_number():
