@@ -52,13 +52,6 @@ rate = ["fast", -1.0]
 aggregator = ["mean", ftx.aggregation.clip_norm(1.0)]
 beta = ["high", -0.1, 1.0]
 spending = {"sampling_rate": [*rate, 2.0], "rounds": ["4", -1], "delta": [*rate, 0.0, 1.0], "accountant": [3, "moments"]}
-own_part = {
-    **task,
-    **server,
-    "client_optimizer": optimizer,
-    "personal": [3, [], "haed/*", "head*"],
-    "aggregator": aggregator,
-}
 adaptive = {
     **task,
     **dict.fromkeys(["tau", "initial_accumulator", "server_learning_rate"], rate),
@@ -84,6 +77,10 @@ seed = {"seed": [0.5, -1]}
 kinds = [3, [], [0.5, 1.0], [[0, 1]]]
 loaded = {"encode": [3], "directory": [3], "progress": ["no"]}
 classes = [["many", "few"], [1.0, -1.0], [0.0, 0.0], [[1.0, 2.0]]]
+
+averaged = {**task, **server, "client_optimizer": optimizer, "aggregator": aggregator}
+own_part = {**averaged, "personal": [3, [], "haed/*", "head*"]}
+meta = {**averaged, "personal_learning_rate": rate, "tuning_steps": ["1", -1]}
 
 TABLE = {
     ftx.EarlyStop: (
@@ -495,6 +492,14 @@ TABLE = {
     ftx.tasks.temperature: ({"task": TASK}, task),
     ftx.tasks.with_features: ({"task": HEADED}, {**task, "head": [3, "heads"]}),
     ftx.tasks.freeze: ({"task": TASK, "trainable": "*"}, {**task, "trainable": [3, []]}),
+    ftx.algorithms.agnostic: (
+        {"task": TASK, "client_optimizer": SGD, "num_clients": 6, "mixture_learning_rate": 0.1},
+        {**task, **server, "client_optimizer": optimizer, "num_clients": count, "mixture_learning_rate": rate},
+    ),
+    ftx.algorithms.apfl: (
+        {"task": TASK, "client_optimizer": SGD, "personal_learning_rate": 0.1},
+        {**averaged, **dict.fromkeys(["personal_learning_rate", "alpha_learning_rate"], rate), "alpha": ["half", -0.1, 1.1]},
+    ),
     ftx.algorithms.ccvr: (
         {"task": HEADED, "features": MODEL, "optimizer": SGD},
         {
@@ -623,6 +628,18 @@ TABLE = {
     ftx.algorithms.het_lora: (
         {"task": LOW_RANK, "client_optimizer": SGD, "ranks": [1, 2]},
         {"task": ["logistic", TASK], "client_optimizer": optimizer, "ranks": [0.5, [0.5], [], [0]], "norm_weighted": ["no"]},
+    ),
+    ftx.algorithms.p_fed_me: (
+        {"task": TASK, "client_optimizer": SGD, "personal_learning_rate": 0.1, "proximal_strength": 1.0},
+        {**averaged, **dict.fromkeys(["personal_learning_rate", "proximal_strength"], rate), "personal_steps": count},
+    ),
+    **{
+        method: ({"task": TASK, "client_optimizer": SGD, "personal_learning_rate": 0.1}, meta)
+        for method in (ftx.algorithms.per_fed_avg, ftx.algorithms.per_fed_avg_fo)
+    },
+    ftx.algorithms.per_fed_avg_hf: (
+        {"task": TASK, "client_optimizer": SGD, "personal_learning_rate": 0.1},
+        {**meta, "delta": rate},
     ),
     ftx.algorithms.q_fed_avg: (
         {"task": TASK, "client_optimizer": SGD, "q": 1.0, "lipschitz": 1.0},

@@ -1,5 +1,7 @@
 """Federated methods, one file a paper."""
 
+from fedjax_tx.algorithms.agnostic import agnostic
+from fedjax_tx.algorithms.apfl import apfl
 from fedjax_tx.algorithms.ccvr import ccvr
 from fedjax_tx.algorithms.delayed_nesterov import delayed_nesterov
 from fedjax_tx.algorithms.diloco import diloco
@@ -24,6 +26,8 @@ from fedjax_tx.algorithms.het_lora import het_lora
 from fedjax_tx.algorithms.ifca import ifca
 from fedjax_tx.algorithms.mime import mime, mime_lite
 from fedjax_tx.algorithms.moon import moon
+from fedjax_tx.algorithms.p_fed_me import p_fed_me
+from fedjax_tx.algorithms.per_fed_avg import per_fed_avg, per_fed_avg_fo, per_fed_avg_hf
 from fedjax_tx.algorithms.q_fed_avg import q_fed_avg
 from fedjax_tx.algorithms.reptile import reptile
 from fedjax_tx.algorithms.scaffold import scaffold
@@ -31,6 +35,8 @@ from fedjax_tx.algorithms.server import optax_server
 
 __all__ = [
     "adaptive_fed_prox",
+    "agnostic",
+    "apfl",
     "ccvr",
     "delayed_nesterov",
     "diloco",
@@ -61,6 +67,10 @@ __all__ = [
     "mime_lite",
     "moon",
     "optax_server",
+    "p_fed_me",
+    "per_fed_avg",
+    "per_fed_avg_fo",
+    "per_fed_avg_hf",
     "q_fed_avg",
     "reptile",
     "scaffold",

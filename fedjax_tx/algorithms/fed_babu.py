@@ -1,4 +1,4 @@
-"""Body averaging: Oh et al., "FedBABU: Toward Enhanced Representation for Federated Image Classification".
+"""Body averaging: Oh et al., "FedBABU: Towards Enhanced Representation for Federated Image Classification".
 
 arXiv 2106.06042, Algorithm 1. The head theta_cls stays as it was drawn, at the server and at every client; only the body is
 trained and averaged,

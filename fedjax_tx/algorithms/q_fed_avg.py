@@ -65,12 +65,12 @@ def q_fed_avg(
         scale = 1 / jnp.where(curvature > 0, curvature, 1)
         return step_model(state, {"delta": jax.tree.map(lambda leaf: leaf * scale, aggregate["delta"])}, key)
 
-    first = Pass(_keep_loss(task), nothing(), broadcast_model, keep, whole_data)
+    first = Pass(keep_loss(task), nothing(), broadcast_model, keep, whole_data)
     training = Pass(_fair_sgd(task, client_optimizer, q, lipschitz), total(), broadcast_model, combine)
     return FederatedAlgorithm(init_server(task, server_optimizer), (first, training), model_evaluation(task))
 
 
-def _keep_loss(task: Task) -> ClientTrainer:
+def keep_loss(task: Task) -> ClientTrainer:
     """A client that takes its mean loss at the server's parameters and keeps it as its state."""
     plain = start_loss(task)
 

@@ -139,6 +139,30 @@ def fine_tune(hyper):
     return algorithms.fine_tune(TASK, optax.sgd(RATE, momentum=0.5))
 
 
+def apfl(hyper):
+    return algorithms.apfl(TASK, optax.sgd(RATE), 0.1, hyper["alpha"], alpha_learning_rate=0.05)
+
+
+def p_fed_me(hyper):
+    return algorithms.p_fed_me(TASK, optax.sgd(RATE), 0.1, hyper["strength"], personal_steps=3)
+
+
+def p_fed_me_of_one_step(hyper):
+    """The personal model is one step from the server's, and the client goes all the way to it."""
+    return algorithms.p_fed_me(TASK, optax.sgd(0.5), RATE, 2.0, personal_steps=1)
+
+
+def per_fed_avg(method):
+    def make(hyper):
+        return method(TASK, optax.sgd(RATE), hyper["alpha"])
+
+    return make
+
+
+def agnostic(hyper):
+    return algorithms.agnostic(TASK, optax.sgd(RATE), 6, hyper["rate"])
+
+
 def fed_per(hyper):
     return algorithms.fed_per(TASK, optax.sgd(RATE), personal="b")
 
@@ -251,6 +275,7 @@ ALL = {"cohorts": ftx.data.all_clients()}
 WHOLE = {**ALL, "local": ftx.data.LocalWork(batch_size=9)}
 ALIKE = {**ALL, "train": identical_clients(), "local": ftx.data.LocalWork(batch_size=2, epochs=2, shuffle=False)}
 FOUR_STEPS = {"local": ftx.data.LocalWork(batch_size=9, steps=4)}
+UNTUNED = {"hyper": {"alpha": 0.0}, "local": ftx.data.LocalWork(batch_size=1, epochs=2)}
 
 STALE = ftx.data.async_cohorts(np.arange(1.0, 7.0), concurrency=3, buffer_size=2, max_staleness=3)
 
@@ -302,6 +327,16 @@ TABLE = {
     "ifca": Row(ifca, EVERY | {"memoryless"}, task=MEAN_OF_MODELS),
     "ifca of one": Row(ifca_of_one, EVERY | {"fed_avg", "memoryless", "single"}, task=MEAN_OF_MODELS),
     "ditto": Row(ditto, EVERY | {"fed_avg", "memoryless", "single"}),
+    "apfl": Row(apfl, EVERY | {"fed_avg", "memoryless", "single"}, {"alpha": 0.5}),
+    "p_fed_me": Row(p_fed_me, EVERY | {"memoryless"}, {"strength": 5.0}),
+    "p_fed_me of one step": Row(p_fed_me_of_one_step, EVERY | {"fed_avg", "memoryless", "single"}),
+    **{
+        method.__name__: Row(per_fed_avg(method), EVERY | {"memoryless", "limit"}, {"alpha": 0.1}, limit=UNTUNED)
+        for method in (algorithms.per_fed_avg, algorithms.per_fed_avg_fo, algorithms.per_fed_avg_hf)
+    },
+    "agnostic": Row(
+        agnostic, EVERY | {"limit", "single"}, {"rate": 0.01}, limit={"hyper": {"rate": 0.0}}, fed_avg=fed_avg_of_equals
+    ),
     # The server's parameters stay what they were.
     "fine_tune": Row(fine_tune, EVERY | {"memoryless", "rests"}),
     "fed_per": Row(fed_per, EVERY, task=WEIGHTS_ONLY),
@@ -536,11 +571,12 @@ ALWAYS = {
     **dict.fromkeys(["fed_prox", "fed_adam", "fed_avgm", "mime of sgd", "mime_lite", "q_fed_avg at 0"], ONE_PROGRAM),
     **dict.fromkeys(["frozen weights", "drive", "integers", "median", "mime", "ifca", "q_fed_avg"], ONE_PROGRAM),
     **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams", "ccvr", "fit_temperature", "fine_tune"], set()),
-    **dict.fromkeys(["fed_per", "fed_rep", "fed_babu"], set()),
     **dict.fromkeys(["centered_clip", "mixing"], set()),
     **dict.fromkeys(["fed_nova", "fed_nova of sgd", "fed_dyn", "fed_exp", "fed_sam", "diloco", "reptile", "fed_ac"], set()),
     **dict.fromkeys(["adaptive_fed_prox", "moon"], set()),
     **dict.fromkeys(["fed_async", "delayed_nesterov"], set()),
+    **dict.fromkeys(["fed_per", "fed_rep", "fed_babu", "apfl", "p_fed_me", "p_fed_me of one step", "agnostic"], set()),
+    **dict.fromkeys(["per_fed_avg", "per_fed_avg_fo", "per_fed_avg_hf"], set()),
 }
 ROWS = [
     pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, LAWS) else [pytest.mark.slow])

@@ -64,7 +64,40 @@ def make_decoder(hyper):
     return ftx.algorithms.fed_avg(TEXT, optax.sgd(hyper["client_lr"]), optax.adam(hyper["server_lr"]))
 
 
+def make_fed_rep(hyper):
+    return ftx.algorithms.fed_rep(problems.LOGISTIC, optax.sgd(hyper["lr"]), personal="b")
+
+
+def make_fed_babu(hyper):
+    return ftx.algorithms.fed_babu(problems.LOGISTIC, optax.sgd(hyper["lr"]), personal="b")
+
+
+def make_apfl(hyper):
+    return ftx.algorithms.apfl(problems.LOGISTIC, optax.sgd(0.1), 0.1, hyper["alpha"], alpha_learning_rate=0.1)
+
+
+def make_p_fed_me(hyper):
+    return ftx.algorithms.p_fed_me(problems.LOGISTIC, optax.sgd(0.1), 0.1, hyper["strength"])
+
+
+def make_per_fed_avg(hyper):
+    return ftx.algorithms.per_fed_avg(problems.LOGISTIC, optax.sgd(0.1), hyper["alpha"])
+
+
+def make_agnostic(hyper):
+    return ftx.algorithms.agnostic(problems.LOGISTIC, optax.sgd(0.1), 6, hyper["rate"])
+
+
+PERSONAL = {
+    "fed_rep": (make_fed_rep, {"lr": [0.05, 0.2]}, {}),
+    "fed_babu": (make_fed_babu, {"lr": [0.05, 0.2]}, {}),
+    "apfl": (make_apfl, {"alpha": [0.2, 0.7]}, {}),
+    "p_fed_me": (make_p_fed_me, {"strength": [0.5, 5.0]}, {}),
+    "per_fed_avg": (make_per_fed_avg, {"alpha": [0.05, 0.2]}, {}),
+    "agnostic": (make_agnostic, {"rate": [0.0, 0.1]}, {}),
+}
 CASES = {
+    **PERSONAL,
     "fed_avg": (problems.make_fed_avg, {"client_lr": [0.05, 0.2, 3e38], "seed": [0, 3]}, {}),
     "scaffold": (make_scaffold, {"client_lr": [0.05, 0.2]}, {}),
     "noise": (make_private, {"clip": [0.05, 0.5], "noise": [0, 0.5], "seed": [4]}, {"cohorts": ftx.data.all_clients()}),
@@ -119,14 +152,14 @@ def swept():
 # ---- a cell is its single run
 
 
-SLOW_TO_COMPILE = ("noise", "two passes", "decoder", "fed_nova", "fed_dyn", "adaptive_fed_prox")
+SLOW_TO_COMPILE = ("noise", "two passes", "decoder", "fed_nova", "fed_dyn", "adaptive_fed_prox", *PERSONAL)
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_TO_COMPILE else name for name in CASES]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_cell_is_its_single_run(name):
     experiment, grid = experiment_of(name)
-    evaluate = {"test": experiment.train} if name in ("fed_avg", "scaffold") else {}
+    evaluate = {"test": experiment.train} if name in ("fed_avg", "scaffold", *PERSONAL) else {}
     result = sweep(experiment, grid, evaluate=evaluate, settings_at_once=9)
     assert len(result.settings) == np.prod([len(values) for values in grid.values()])
     for cell, history in zip(result.settings, result.history, strict=True):
