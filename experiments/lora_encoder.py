@@ -224,10 +224,10 @@ def report(settings: Settings, told: dict[str, dict], guess: dict[str, float]) -
     print(f"\nAlways the most frequent period: test {guess['test']:.3f}, unseen {guess['unseen']:.3f}")
     figure = Figure(figsize=(11, 4), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
-    for method, one in told.items():
+    for number, (method, one) in enumerate(told.items()):
         for name, marker in (("test", "o"), ("unseen", "s")):
-            found = [run[f"{name}/accuracy"] for run in one["runs"]]
-            left.plot([one["bytes_up"] / 1e6] * len(found), found, marker, label=f"{method}, {name}", fillstyle="none")
+            found, style = [run[f"{name}/accuracy"] for run in one["runs"]], {"color": f"C{number}", "fillstyle": "none"}
+            left.plot([one["bytes_up"] / 1e6] * len(found), found, marker, label=f"{method}, {name}", **style)
         right.plot(np.arange(1, len(one["curve"]) + 1), one["curve"], label=method)
     left.axhline(guess["test"], color="grey", linewidth=0.8, linestyle="--", label="most frequent, test")
     left.set(xscale="log", xlabel="a client sends in a round, MB", ylabel="accuracy, one point a seed")
