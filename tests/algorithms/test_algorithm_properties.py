@@ -269,8 +269,9 @@ class Row(NamedTuple):
 # learns: the mean over clients of the loss that evaluation reports falls. limit: it is federated averaging at the row's limit.
 # fed_avg: it is federated averaging as it stands. memoryless: a round depends on nothing but the parameters before it.
 # single: with cohorts of one and the same client, whose steps are on all its data, it is plain SGD. rests: at the optimum of the
-# pooled loss it stays there, though each client makes several steps on all its data.
-EVERY = {"lanes", "order", "empty", "finite", "learns"}
+# pooled loss it stays there, though each client makes several steps on all its data. leaves: who drops out is as if it had not
+# come, to the server and in its own state.
+EVERY = {"lanes", "order", "empty", "finite", "learns", "leaves"}
 ALL = {"cohorts": ftx.data.all_clients()}
 WHOLE = {**ALL, "local": ftx.data.LocalWork(batch_size=9)}
 ALIKE = {**ALL, "train": identical_clients(), "local": ftx.data.LocalWork(batch_size=2, epochs=2, shuffle=False)}
@@ -374,7 +375,7 @@ TABLE = {
     "fit_temperature": Row(fit_temperature, EVERY | {"memoryless", "rests"}, changes=ALL, task=ftx.tasks.temperature(HEADED)),
     "dp": Row(
         private,
-        {"lanes", "order", "finite", "limit", "memoryless"},
+        {"lanes", "order", "finite", "limit", "memoryless", "leaves"},
         {"clip": 0.5, "z": 20.0},
         limit={"hyper": {"clip": 1e9, "z": 0.0}},
         fed_avg=fed_avg_of_equals,
@@ -550,6 +551,26 @@ def rests(row):
     return close(params_of(own, start=optimum), optimum)
 
 
+def written_down(*cohorts):
+    """A source of cohorts written down: in each round ids, and shares of the work that is done."""
+
+    def select(state, generator, last_client_metrics):
+        ids, shares = cohorts[int(state)]
+        return ftx.Cohort(np.array(ids), work_done=np.array(shares, float)), state + 1
+
+    return ftx.data.all_clients()._replace(init=lambda num_clients: np.int64(0), select=select)
+
+
+def leaves(row):
+    before, after = ([0, 3, 4], [1, 1, 1]), ([3, 5, 4], [1, 0.5, 1])
+    left = written_down(before, ([5, 0, 3, 4], [1, 0, 1, 0]), after)
+    absent = written_down(before, ([5, 3], [1, 1]), after)
+    (_, one, said), (_, other, want) = (rounds_of(experiment(row, cohorts=source)) for source in (left, absent))
+    assert said[1].dropped.tolist() == [0, 4] and said[1].num_clients == want[1].num_clients == 2
+    assert said[1].metrics == pytest.approx(want[1].metrics, rel=1e-4)
+    return close(one.device, other.device)
+
+
 LAWS = {
     "lanes": lanes,
     "order": order,
@@ -561,10 +582,12 @@ LAWS = {
     "memoryless": memoryless,
     "single": single,
     "rests": rests,
+    "leaves": leaves,
 }
 # Of these rows only some laws always run: that by which they are another row, or those that share one compiled program. The
 # others are slow tests.
 ONE_PROGRAM = {"order", "empty", "finite", "limit", "memoryless"}
+MOST = set(LAWS) - {"leaves"}  # tests/simulation/test_uneven_rounds.py has one that always runs
 ALWAYS = {
     "ifca of one": {"fed_avg"},
     "top_k of all": {"fed_avg"},
@@ -579,7 +602,7 @@ ALWAYS = {
     **dict.fromkeys(["per_fed_avg", "per_fed_avg_fo", "per_fed_avg_hf"], set()),
 }
 ROWS = [
-    pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, LAWS) else [pytest.mark.slow])
+    pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, MOST) else [pytest.mark.slow])
     for name in TABLE
     for law in LAWS
 ]
