@@ -54,8 +54,8 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     rounds: int = 200
     clients_per_round: int = 16
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03)
-    own_rates: tuple[float, ...] = (0.0003, 0.001, 0.003)
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
+    own_rates: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003)
     alone_epochs: tuple[int, ...] = (3, 10, 30)
     own_epochs: tuple[int, ...] = (1, 5)
     vehicles: int = 16

@@ -55,8 +55,8 @@ class Settings:
     data: tuple[str, ...] = ("images", "signals", "text")
     alphas: tuple[float, ...] = (float("inf"), 1.0, 0.1, 0.0)
     seeds: tuple[int, ...] = (0, 1, 2)
-    rates: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01)
-    rounds: int = 40
+    rates: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
+    rounds: int = 60
     clients: int = 20
     clients_per_round: int = 10
     batch_size: int = 10
