@@ -6,7 +6,7 @@ honestly. ``label_flip`` spoils the data that they train on; ``sign_flip`` and `
 ``inner_product`` they act together and know what all honest clients of the round send: these updates are held side by side, and
 all that the aggregator does to them is done at the server, after the attack.
 
-Floating-point parts of a message are attacked; what counts something stays. A client's weight stays what it is too: where
+Floating-point parts of a message are attacked; integers stay. A client's weight stays what it is too: where
 examples weigh, as in ``mean()``, a bad client has the weight of its examples. An update that is not finite never gets as far as
 the aggregator.
 """

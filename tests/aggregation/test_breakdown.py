@@ -65,6 +65,7 @@ def test_krum_takes_an_update_near_an_honest_one_until_attackers_are_each_others
     assert distance_to_honest(results(agg.krum(3), 14 - 3 - 1, HONEST[:4])).max() > FAR / 2
 
 
+@pytest.mark.slow
 def test_multi_krum_averages_updates_that_are_each_near_an_honest_one():
     bound = np.sqrt(12 - 3 - 2) * DIAMETER
     assert (distance_to_honest(results(agg.multi_krum(3, 9), 3)) <= DIAMETER + bound).all()
@@ -72,6 +73,7 @@ def test_multi_krum_averages_updates_that_are_each_near_an_honest_one():
     assert distance_to_honest(results(agg.multi_krum(3, 10), 4)).max() > FAR / 100
 
 
+@pytest.mark.slow
 def test_the_geometric_median_stays_within_its_bound_until_half_attack():
     # Around the honest mean: 2 (n - f) / (n - 2 f) times the distance of the furthest honest client.
     radius = np.linalg.norm(HONEST - HONEST.mean(0), axis=1).max()
@@ -94,6 +96,7 @@ def test_what_attackers_hold_of_a_clipped_mean_is_their_share_of_the_norm():
     np.testing.assert_allclose(zeroed[0], honest, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_behind_mixing_the_median_stays_near_the_honest_range_and_one_more_attacker_gets_into_every_mixture():
     # Whom an honest client is mixed with is no further away than the honest ones, of whom there are n - f = 9.
     mixed = agg.chain(agg.nearest_neighbor_mixing(3), agg.median())
@@ -102,6 +105,7 @@ def test_behind_mixing_the_median_stays_near_the_honest_range_and_one_more_attac
     assert np.abs(results(mixed, 4)).max() > FAR / 100
 
 
+@pytest.mark.slow
 def test_bulyan_stays_within_the_honest_range_widened_by_itself_until_attackers_are_many():
     moved = results(agg.bulyan(2), 2)  # n = 11 = 4 f + 3
     assert (moved >= LOW - (HIGH - LOW)).all() and (moved <= HIGH + (HIGH - LOW)).all()

@@ -15,7 +15,7 @@ def run(aggregator, rows, weights=None, state=None):
 
 
 def test_coordinates_are_sorted_as_numpy_sorts_them_for_every_number_of_clients():
-    for size in (1, 2, 3, 5, 8, 13):
+    for size in (1, 3, 8, 13):
         rows = np.random.default_rng(size).standard_normal((size, 40)).astype(np.float32)
         np.testing.assert_array_equal(sort_coordinates(jnp.asarray(rows), jnp.ones(size, bool)), np.sort(rows, axis=0))
     absent = np.array([True, False, True, True, False, True, True, True, False, True, True, True, True])
@@ -42,7 +42,7 @@ def test_the_trimmed_mean_by_hand():
     np.testing.assert_allclose(run(agg.trimmed_mean(0.25), rows, [1, 9, 1, 1, 0])[0], [1.5, 8.5], rtol=1e-6)
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.3, 0.4])
+@pytest.mark.parametrize("fraction", [0.1, 0.3])
 def test_a_fraction_that_is_a_whole_number_of_clients_trims_that_many(fraction):
     rows = np.random.default_rng(0).standard_normal((10, 2)).astype(np.float32)
     trimmed = round(10 * fraction)
@@ -112,6 +112,7 @@ def bulyan_by_hand(rows, num_byzantine):
     return np.take_along_axis(chosen, order, axis=0).mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_byzantine", [0, 1, 2])
 def test_bulyan_is_krum_again_and_again_and_then_a_mean_around_the_median(num_byzantine):
     rows = np.random.default_rng(5).standard_normal((11, 6))
@@ -182,9 +183,10 @@ RULES = {
     "geometric_median": agg.geometric_median(),
     "centered_clip": agg.centered_clip(1.0),
 }
+ALWAYS = ("median", "krum", "centered_clip")
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in RULES])
 def test_a_row_that_is_not_finite_takes_no_part_and_nobody_gives_0(name):
     rows = np.random.default_rng(2).standard_normal((8, 2))
     broken = rows.copy()
