@@ -83,6 +83,42 @@ def test_at_most_half_of_the_batches_are_tuned_on(steps, scored):
     assert metrics["loss"][1] == scored
 
 
+@pytest.mark.slow
+def test_a_stranger_fits_a_head_to_what_training_left():
+    quiet = {"execution": ftx.Execution(num_lanes=1, mesh=None), "progress": False}
+    cohorts = ftx.data.fixed_cohorts([[0, 1]] * 2)
+    trained = problems.experiment(ftx.algorithms.fed_babu(TASK, SGD), hyper={}, train=TRAIN, local=ONE_STEP, cohorts=cohorts)
+    result = ftx.run(trained, 2, **quiet)
+    assert result.params == {"body": {"a": 1.5}, "head": {"b": 1.0}}
+    tuning = problems.experiment(
+        ftx.algorithms.fine_tune(ftx.tasks.freeze(TASK, "head/*"), SGD), hyper={}, train=scalars.clients([4, 4]), local=ONE_STEP
+    )
+    tuned = ftx.run(tuning, 1, evaluate={"test": scalars.clients([5])}, init_params=result.params, **quiet)
+    # Two steps half of the way from 1.5 + 1 to 4.
+    np.testing.assert_allclose(tuned.history[-1]["test/loss"], (3.625 - 5) ** 2)
+    np.testing.assert_allclose(tuned.history[-1]["test/global_loss"], (2.5 - 5) ** 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda task: ftx.algorithms.fed_per(task, optax.sgd(0.1), personal="*norm*"),
+        lambda task: ftx.algorithms.fed_rep(task, optax.sgd(0.1)),
+        lambda task: ftx.algorithms.per_fed_avg(task, optax.sgd(0.1), 0.05),
+    ],
+    ids=["local norms", "fed_rep", "per_fed_avg"],
+)
+def test_a_transformer_learns(method):
+    train = problems.text_clients((6, 4, 5))
+    experiment = problems.experiment(
+        method(problems.text_task()), hyper={}, train=train, local=ftx.data.LocalWork(batch_size=2, epochs=4)
+    )
+    options = {"execution": ftx.Execution(num_lanes=1, mesh=None), "progress": False, "evaluate_every": 1}
+    first, *_, last = ftx.run(experiment, 4, evaluate={"train_set": train}, **options).history
+    assert last["train_set/loss"] < 0.97 * first["train_set/loss"]
+
+
 def test_only_what_is_shared_is_sent_and_once():
     body = 4  # bytes
     for method in (ftx.algorithms.fed_per, ftx.algorithms.fed_rep, ftx.algorithms.fed_babu):
