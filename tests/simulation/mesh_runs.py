@@ -134,6 +134,7 @@ def methods(names) -> dict:
     algorithms = {
         "mean": (MEAN, (EIGHT, 1), (TWO, 2)),
         "median": (fed_avg(agg.median()), (FIVE, 1)),
+        "attacked": (ftx.attacks.alie(fed_avg(agg.centered_clip(1.0)), [3], deviations=1.0), (FIVE, 1)),
         "noise": (fed_avg(noisy()), (EIGHT, 1)),
         "error feedback": (fed_avg(agg.chain(agg.top_k(0.5), agg.mean())), (FIVE, 1)),
         "integers": (integers(), (TWO, 1)),

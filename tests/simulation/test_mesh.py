@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 METHODS = ["mean", "error feedback", "mime"]  # a sum, client states in a chain, two passes
-MORE_METHODS = ["median", "noise", "scaffold", "ditto", "fed_buff", "fed_lc"]
+MORE_METHODS = ["median", "attacked", "noise", "scaffold", "ditto", "fed_buff", "fed_lc"]
 
 
 def tell(*names):
