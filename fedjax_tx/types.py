@@ -186,6 +186,8 @@ class Aggregator(NamedTuple):
     ``calibrate(bound) -> Aggregator``, where given, makes the stage from the bound at its place, as noise needs it.
     ``change_rows(rows, key) -> (rows, info)``, where given, changes the rows of all clients before what stands behind the stage,
     which then happens at the server; the rows' number and order stay.
+    ``noise_multiplier``: of Gaussian noise that what leaves this stage has, its standard deviation over the bound at its place;
+    None: it has none.
     ``sums_only``: behind this stage the server sees only sums of messages.
     ``max_clients``: the most clients whose messages the reduction can take; None: any number.
     """
@@ -204,6 +206,7 @@ class Aggregator(NamedTuple):
     sensitivity: Callable[[float | Array | None], float | Array | None] = lambda bound: None
     calibrate: Callable[[float | Array], "Aggregator"] | None = None
     change_rows: Callable[[Rows, Key[Array, ""]], tuple[Rows, Mapping[str, Array]]] | None = None
+    noise_multiplier: float | Array | None = None
     sums_only: bool = False
     reads_update: bool = True
     max_clients: int | None = None
@@ -300,6 +303,17 @@ class Cohort(NamedTuple):
     work_done: np.ndarray | None = None
 
 
+class Sampling(NamedTuple):
+    """How a cohort is drawn, as far as privacy is accounted for; one of the two is given.
+
+    rate: each client comes with this chance, on its own, and where more come than there is room for, a uniformly chosen part of
+    them. size: a set of so many clients, each as likely.
+    """
+
+    rate: float | None = None
+    size: int | None = None
+
+
 class CohortSource(NamedTuple):
     """Who takes part in a round; runs on the host.
 
@@ -311,6 +325,7 @@ class CohortSource(NamedTuple):
     ``description``: the source in words; a run is only resumed with the same.
     ``repeats``: whether a cohort may hold a client more than once; room is then made for the largest client each time.
     ``max_version``: the greatest version that its cohorts hold; an algorithm that can't serve it is refused beforehand.
+    ``sampling``: how clients are drawn where that is known to amplify privacy; None elsewhere.
     """
 
     init: Callable[[int], PyTree]
@@ -320,6 +335,7 @@ class CohortSource(NamedTuple):
     reads_metrics: bool = False
     repeats: bool = False
     max_version: int = 0
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)

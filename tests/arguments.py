@@ -29,6 +29,8 @@ ADAPTED = ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, m
 LOW_RANK = problems.LOW_RANK
 HONEST = ftx.algorithms.fed_avg(TASK, SGD)
 EXPERIMENT = problems.experiment()
+BUDGET = ftx.privacy.Budget(delta=1e-5)
+NOISY = ftx.aggregation.chain(ftx.aggregation.clip_norm(1.0), ftx.aggregation.fixed_mean(2), ftx.aggregation.gaussian_noise(1.0))
 METRICS = {"loss": (np.ones(2), np.ones(2))}
 HISTORY = [{"round": 1, "train/loss": 1.0}]
 COLUMNS = {"client_lr": [0.1, 1.0], "mu": [0, 0], "test/loss": [2.0, 1.0]}
@@ -154,6 +156,15 @@ TABLE = {
     ),
     ftx.data.all_clients: ({}, {}),
     ftx.devices.use_all_cores: ({}, {}),
+    ftx.privacy.Budget: ({"delta": 1e-5}, {"delta": [*rate, 0, 1.0], "epsilon": rate, "accountant": [3, "moments"]}),
+    ftx.privacy.spending: (
+        {"budget": BUDGET, "aggregators": [NOISY], "cohorts": ftx.data.uniform_cohorts(2), "num_clients": 6},
+        {"budget": [3], "aggregators": [[], [ftx.aggregation.mean()]], "cohorts": [3, ftx.data.fixed_cohorts([[0]])], "num_clients": count},
+    ),
+    ftx.privacy.affordable_rounds: (
+        {"spent": float, "target": 1.0, "rounds": 3},
+        {"spent": [3], "target": rate, "rounds": ["4", -1]},
+    ),
     ftx.privacy.epsilon: (
         {"noise_multiplier": 1.0, "sampling_rate": 0.1, "rounds": 2, "delta": 1e-5},
         {"noise_multiplier": rate, **spending, "population": [*count, 9], "max_clients": [*count, 9]},

@@ -75,6 +75,7 @@ def chain(*stages: Aggregator) -> Aggregator:
         releases_empty=any(stage.releases_empty for stage in stages),
         name=f"chain({', '.join(stage.name for stage in stages)})",
         sensitivity=lambda entering: bound,
+        noise_multiplier=_joint_noise(stages),
         sums_only=any(stage.sums_only for stage in before),
         reads_update=any(stage.reads_update for stage in before),
         max_clients=min((stage.max_clients for stage in stages if stage.max_clients is not None), default=None),
@@ -212,6 +213,12 @@ def _calibrate(stages: tuple[Aggregator, ...]) -> tuple[tuple[Aggregator, ...], 
         bound = stage.sensitivity(bound)
         made.append(stage)
     return tuple(made), bound
+
+
+def _joint_noise(stages: tuple[Aggregator, ...]) -> float | Array | None:
+    """The noise of all stages together, over the one bound: their variances add up."""
+    squares = [stage.noise_multiplier**2 for stage in stages if stage.noise_multiplier is not None]
+    return sum(squares) ** 0.5 if squares else None
 
 
 def _refuse_hidden(before: tuple[Aggregator, ...]) -> None:

@@ -41,6 +41,7 @@ def gaussian_noise(noise_multiplier: float | Array) -> Aggregator:
             ]
             return jax.tree.unflatten(structure, noisy), state, {"noise_stddev": jnp.float32(stddev)}
 
-        return stage(name, decode=decode, releases_empty=True, sensitivity=lambda entering: entering)
+        released = {"releases_empty": True, "noise_multiplier": noise_multiplier}
+        return stage(name, decode=decode, sensitivity=lambda entering: entering, **released)
 
     return stage(name, calibrate=calibrate)

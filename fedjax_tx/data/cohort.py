@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjax_tx import check
-from fedjax_tx.types import Cohort, CohortSource
+from fedjax_tx.types import Cohort, CohortSource, Sampling
 
 
 def uniform_cohorts(clients_per_round: int) -> CohortSource:
@@ -31,9 +31,9 @@ def uniform_cohorts(clients_per_round: int) -> CohortSource:
     def select(state, generator, last_client_metrics):
         return generator.choice(int(state), clients_per_round, replace=False), state
 
-    return CohortSource(
-        init, select, lambda num_clients: clients_per_round, f"uniform_cohorts(clients_per_round={clients_per_round})"
-    )
+    description = f"uniform_cohorts(clients_per_round={clients_per_round})"
+    sampling = Sampling(size=clients_per_round)
+    return CohortSource(init, select, lambda num_clients: clients_per_round, description, sampling=sampling)
 
 
 def weighted_cohorts(clients_per_round: int, weights: ArrayLike) -> CohortSource:
@@ -100,7 +100,10 @@ def all_clients() -> CohortSource:
     def select(state, generator, last_client_metrics):
         return np.arange(int(state)), state
 
-    return CohortSource(lambda num_clients: np.int64(num_clients), select, lambda num_clients: num_clients, "all_clients()")
+    def everybody(num_clients):
+        return num_clients
+
+    return CohortSource(np.int64, select, everybody, "all_clients()", sampling=Sampling(rate=1.0))
 
 
 def poisson_cohorts(rate: float, max_clients: int | None = None) -> CohortSource:
@@ -135,7 +138,7 @@ def poisson_cohorts(rate: float, max_clients: int | None = None) -> CohortSource
         return np.sort(drawn if count <= most else generator.choice(drawn, most, replace=False)), state
 
     description = f"poisson_cohorts(rate={rate}, max_clients={max_clients})"
-    return CohortSource(lambda num_clients: np.int64(num_clients), select, capacity, description)
+    return CohortSource(np.int64, select, capacity, description, sampling=Sampling(rate=rate))
 
 
 @cache

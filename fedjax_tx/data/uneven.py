@@ -169,7 +169,8 @@ def _with_work_done(
         before = 1.0 if cohort.work_done is None else np.asarray(cohort.work_done)
         return cohort._replace(work_done=before * share(generator, np.asarray(cohort.ids, np.int64))), state
 
-    return cohorts._replace(init=init, select=select, description=description)
+    # Whose work counts is no longer drawn as the accounting of privacy knows it.
+    return cohorts._replace(init=init, select=select, description=description, sampling=None)
 
 
 def _shares(drawn: ArrayLike, count: int) -> np.ndarray:

@@ -46,7 +46,7 @@ def last_round(directory: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def save(manager: ocp.CheckpointManager, state: RoundState, ledger: dict[str, int]) -> None:
+def save(manager: ocp.CheckpointManager, state: RoundState, ledger: dict[str, int | float]) -> None:
     """Writes the state after ``state.round`` rounds."""
     arrays = _arrays(state)
     notes: dict[str, Any] = {
@@ -143,7 +143,7 @@ def _arrays(state: RoundState) -> dict[str, np.ndarray]:
     return arrays
 
 
-def rebuild(like: RoundState, saved: Saved) -> tuple[RoundState, dict[str, int]]:
+def rebuild(like: RoundState, saved: Saved) -> tuple[RoundState, dict[str, int | float]]:
     """Returns the state of a checkpoint and the costs until then; ``like`` says the structure and the devices."""
     refuse_incomplete(like, saved)
     arrays, notes = saved

@@ -26,7 +26,7 @@ class Start(NamedTuple):
     """Where a run begins: before round 0, or where it ended the last time."""
 
     state: RoundState
-    ledger: dict[str, int]
+    ledger: dict[str, int | float]
     history: list[dict[str, Any]]
 
 
@@ -38,7 +38,7 @@ class Store(NamedTuple):
     """
 
     append: Callable[[Sequence[Record], Record], None]
-    save: Callable[[RoundState, dict[str, int]], None]
+    save: Callable[[RoundState, dict[str, int | float]], None]
     finish: Callable[[Record], None]
     close: Callable[[], None]
 

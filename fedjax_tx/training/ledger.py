@@ -10,12 +10,12 @@ from fedjax_tx.simulation.round import resolve
 from fedjax_tx.types import ClientInfo
 
 
-def new_ledger() -> dict[str, int]:
+def new_ledger() -> dict[str, int | float]:
     """Returns the ledger of a run that has not begun."""
     return dict.fromkeys(("rounds", "client_updates", "examples", "steps", "bytes_down", "bytes_up"), 0)
 
 
-def charge(ledger: dict[str, int], infos: list[RoundInfo], bytes_a_client: tuple[int, int]) -> dict[str, int]:
+def charge(ledger: dict[str, int | float], infos: list[RoundInfo], bytes_a_client: tuple[int, int]) -> dict[str, int | float]:
     """Returns the ledger with some rounds added; each client of a cohort is charged (bytes down, bytes up).
 
     One that dropped out received, but sent nothing; what it did until then is not known.

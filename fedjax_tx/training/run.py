@@ -13,6 +13,7 @@ import numpy as np
 
 from fedjax_tx import check, processes, tree
 from fedjax_tx.data import FederatedDataset
+from fedjax_tx.privacy import Budget
 from fedjax_tx.simulation import Experiment, RoundFunction, RoundInfo, RoundState, make_evaluation, make_round, summarise
 from fedjax_tx.simulation.evaluate import ClientMetrics
 from fedjax_tx.simulation.mesh import resolve_mesh
@@ -21,6 +22,7 @@ from fedjax_tx.training import records
 from fedjax_tx.training.directory import Start, Store, no_store, open_store, read_choices, writing
 from fedjax_tx.training.interrupt import delayed_interrupt
 from fedjax_tx.training.ledger import bytes_a_client, charge, new_ledger
+from fedjax_tx.training.private import Plan, plan_rounds
 from fedjax_tx.training.progress import Reporter, make_reporter
 from fedjax_tx.training.stop import EarlyStop
 from fedjax_tx.types import Execution, PyTree
@@ -35,13 +37,14 @@ class RunResult(NamedTuple):
     state: what ``round_fn`` goes on from.
     history: a dict for each round: its number (counted from 1), ``train/loss`` and other means over the cohort, ``clients``,
     ``examples``, ``steps``, what the server said, and where it was evaluated ``test/loss``, ``test/loss/client_p10`` ...
-    ledger: costs so far. client_metrics: ``{set: {metric: (value[client], weight[client])}}`` at the end. stopped: why it ended.
+    ledger: costs so far; of a private run also ``epsilon`` and ``delta``. stopped: why it ended.
+    client_metrics: ``{set: {metric: (value[client], weight[client])}}`` at the end.
     """
 
     params: PyTree
     state: RoundState
     history: list[dict[str, Any]]
-    ledger: dict[str, int]
+    ledger: dict[str, int | float]
     client_metrics: dict[str, ClientMetrics]
     stopped: str
 
@@ -51,7 +54,7 @@ class _Setup(NamedTuple):
 
     round_fn: RoundFunction
     evaluators: Mapping[str, Callable[[RoundState], ClientMetrics]]
-    rounds: int
+    plan: Plan
     evaluate_every: int
     checkpoint_every: int
     early_stop: EarlyStop | None
@@ -71,6 +74,7 @@ def run(
     evaluate_every: int = 10,
     checkpoint_every: int | None = None,
     early_stop: EarlyStop | None = None,
+    privacy: Budget | None = None,
     config: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> RunResult:
@@ -82,6 +86,8 @@ def run(
       init_params: parameters to start from, as ``result.params`` gives them; by default the task draws them.
       execution: how it runs. run_dir: where to leave records and checkpoints; a run found there goes on.
       checkpoint_every: rounds between checkpoints, by default ``evaluate_every``. early_stop: when to end sooner.
+      privacy: accounts for it in the ledger, and ends the run when it is spent: ``ftx.privacy.Budget(delta=1e-6, epsilon=8.0)``.
+        It covers the parameters, and none of the numbers in the records.
       config: settings of the caller (plain values), kept and compared with the experiment's own.
       progress: whether to show live progress.
 
@@ -107,9 +113,12 @@ def run(
     evaluate = {} if evaluate is None else evaluate
     execution = Execution() if execution is None else execution
     check_run(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress)
+    if privacy is not None:
+        check.instance("privacy", privacy, Budget, "an ftx.privacy.Budget")
     directory = None if run_dir is None else Path(run_dir)
     mesh = resolve_mesh(execution)
     first = build_round(experiment, {}, 1, Execution(), mesh).init(init_params=init_params)
+    plan = plan_rounds(experiment, first, rounds, privacy)
     evaluators = {name: make_evaluation(experiment, data, execution) for name, data in evaluate.items()}
     store, start = no_store(), Start(first, new_ledger(), [])
     if directory is not None or jax.process_count() > 1:
@@ -118,8 +127,8 @@ def run(
         processes.check_same("what is run", {**description, **called})
     if directory is not None:
         execution = _with_choices(execution, read_choices(directory, description))
-        store, start = open_store(directory, first, rounds, partial(_belongs, tuple(evaluate), evaluate_every))
-    reporter = make_reporter(rounds, start.state.round, progress and processes.is_first())
+        store, start = open_store(directory, first, plan.rounds, partial(_belongs, tuple(evaluate), evaluate_every))
+    reporter = make_reporter(plan.rounds, start.state.round, progress and processes.is_first())
     try:
         if start.state.round:
             reporter.say(f"resuming after round {start.state.round}")
@@ -127,8 +136,8 @@ def run(
         if directory is not None and processes.is_first():
             _write_experiment(directory, description, execution, round_fn)
         checkpoint_every = evaluate_every if checkpoint_every is None else checkpoint_every
-        periods = (rounds, evaluate_every, checkpoint_every)
-        return _run(_Setup(round_fn, evaluators, *periods, early_stop, directory, store, reporter), start)
+        periods = (evaluate_every, checkpoint_every)
+        return _run(_Setup(round_fn, evaluators, plan, *periods, early_stop, directory, store, reporter), start)
     finally:
         reporter.close()
         store.close()
@@ -144,13 +153,13 @@ def _write_experiment(directory: Path, description: dict[str, Any], execution: E
 
 def _run(setup: _Setup, start: Start) -> RunResult:
     """The host loop."""
-    state, ledger, history = start.state, start.ledger, list(start.history)
+    state, ledger, history, rounds = start.state, start.ledger, list(start.history), setup.plan.rounds
     cost = bytes_a_client(setup.round_fn, state)
     began, count, pace, client_metrics = time.perf_counter(), 1, 1, None
     stopped, ending = _why_stop(setup, history), False
     with delayed_interrupt(setup.directory is not None) as interrupted:
-        while state.round < setup.rounds and stopped is None and not ending:
-            left = until_due(state.round + count, setup.rounds, setup.evaluate_every, setup.checkpoint_every)
+        while state.round < rounds and stopped is None and not ending:
+            left = until_due(state.round + count, rounds, setup.evaluate_every, setup.checkpoint_every)
             then = min(pace, setup.round_fn.rounds_per_call, left)  # 0 behind the last call
             call_began = time.perf_counter()
             state, infos = setup.round_fn.run(state, count, then)
@@ -159,7 +168,7 @@ def _run(setup: _Setup, start: Start) -> RunResult:
             ledger, client_metrics = charge(ledger, infos, cost), None
             lines = [round_record(info) for info in infos]
             due = state.round % setup.evaluate_every == 0
-            if due or state.round == setup.rounds:
+            if due or state.round == rounds:
                 client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
                 lines[-1].update(summarise_sets(client_metrics))
             history += lines
@@ -168,11 +177,12 @@ def _run(setup: _Setup, start: Start) -> RunResult:
             _say_left_out(setup, infos)
             setup.reporter.update(lines[-1], timing["examples_per_second"])
             stopped, ending = _why_stop(setup, history) if due else None, _anywhere(interrupted)
-            if stopped or ending or state.round % setup.checkpoint_every == 0 or state.round == setup.rounds:
+            if stopped or ending or state.round % setup.checkpoint_every == 0 or state.round == rounds:
+                ledger = {**ledger, **setup.plan.told(state.round)}
                 setup.store.save(state, ledger)
     if _anywhere(interrupted):
         raise KeyboardInterrupt(_say_interrupted(setup, state))
-    stopped = stopped or f"finished {setup.rounds} rounds"
+    stopped = stopped or setup.plan.reason or f"finished {rounds} rounds"
     if client_metrics is None:
         client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
     setup.store.finish({"stopped": stopped, "ledger": ledger, **summarise_sets(client_metrics)})
