@@ -124,6 +124,7 @@ TABLE = {
             "evaluate_every": count,
             "checkpoint_every": count,
             "early_stop": ["test/loss", ftx.EarlyStop("elsewhere/loss", patience=1)],
+            "privacy": [8.0],
             "config": [3, {"f": len}],
             "progress": ["no"],
         },
@@ -159,7 +160,12 @@ TABLE = {
     ftx.privacy.Budget: ({"delta": 1e-5}, {"delta": [*rate, 0, 1.0], "epsilon": rate, "accountant": [3, "moments"]}),
     ftx.privacy.spending: (
         {"budget": BUDGET, "aggregators": [NOISY], "cohorts": ftx.data.uniform_cohorts(2), "num_clients": 6},
-        {"budget": [3], "aggregators": [[], [ftx.aggregation.mean()]], "cohorts": [3, ftx.data.fixed_cohorts([[0]])], "num_clients": count},
+        {
+            "budget": [3],
+            "aggregators": [[], [ftx.aggregation.mean()]],
+            "cohorts": [3, ftx.data.fixed_cohorts([[0]])],
+            "num_clients": count,
+        },
     ),
     ftx.privacy.affordable_rounds: (
         {"spent": float, "target": 1.0, "rounds": 3},

@@ -15,6 +15,7 @@ Accountants: ``"pld"``, privacy loss distributions (arXiv 2207.04380), nearly ti
 happened in it. It covers what is released with noise, and nothing else: a client's training metrics, for instance, have none.
 """
 
+import functools
 import math
 
 from fedjax_tx import check
@@ -57,8 +58,7 @@ def epsilon(
         return 0.0
     if noise_multiplier == 0:
         return math.inf
-    event = _round(float(noise_multiplier), float(sampling_rate), population, max_clients)
-    return float(_compose(event, rounds, accountant).get_epsilon(delta))
+    return _spent(float(noise_multiplier), float(sampling_rate), population, max_clients, rounds, float(delta), accountant)
 
 
 def epsilon_of_fixed_cohorts(
@@ -128,8 +128,7 @@ def calibrate_noise(
     check.integer("rounds", rounds, low=1)
 
     def spent(noise: float) -> float:
-        event = _round(noise, float(sampling_rate), population, max_clients)
-        return float(_compose(event, rounds, accountant).get_epsilon(delta))
+        return _spent(noise, float(sampling_rate), population, max_clients, rounds, float(delta), accountant)
 
     steps = _least_steps(lambda number: spent(number / 1000) <= target_epsilon)
     if steps is None:
@@ -187,7 +186,17 @@ def _round(noise_multiplier: float, sampling_rate: float, population: int | None
     return accounting.PoissonSampledDpEvent(sampling_rate, accounting.GaussianDpEvent(noise_multiplier))
 
 
-def _compose(event, rounds: int, accountant: str):
+@functools.lru_cache(maxsize=4096)  # a run asks again and again, and an answer may take seconds
+def _spent(
+    noise_multiplier: float,
+    sampling_rate: float,
+    population: int | None,
+    max_clients: int | None,
+    rounds: int,
+    delta: float,
+    accountant: str,
+) -> float:
     accounting = _library()
     fresh = {"pld": accounting.pld.PLDAccountant, "rdp": accounting.rdp.RdpAccountant}[accountant]
-    return fresh().compose(accounting.SelfComposedDpEvent(event, rounds))
+    event = _round(noise_multiplier, sampling_rate, population, max_clients)
+    return float(fresh().compose(accounting.SelfComposedDpEvent(event, rounds)).get_epsilon(delta))

@@ -71,11 +71,11 @@ def spending(
     check.instance("cohorts", cohorts, CohortSource, "a CohortSource")
     num_clients = check.integer("num_clients", num_clients, low=1)
     if len(aggregators) != 1:
-        check.fail_value("the passes of a private round", "to be one, whose aggregate has noise", len(aggregators))
+        check.fail_value("aggregators", "to be one, of the single pass of a private round", [one.name for one in aggregators])
     noise = aggregators[0].noise_multiplier
     if noise is None:
         expected = "to have noise, such as chain(clip_norm(1.0), fixed_mean(100), gaussian_noise(1.0))"
-        check.fail_value("the aggregator of a private run", expected, aggregators[0].name)
+        check.fail_value("aggregators[0] of a private run", expected, aggregators[0].name)
     noise = float(noise)
     rate, size = (None, None) if cohorts.sampling is None else cohorts.sampling
     if size is not None:
