@@ -263,7 +263,7 @@ def report(settings: Settings, told: dict[str, dict[str, Any]]) -> None:
         rounds = np.array([at for at, _ in one["runs"][0]["curve"]])
         examples = rounds / one["rounds"] * np.mean([run["ledger"]["examples"] for run in one["runs"]])
         axes.plot(examples, curves.mean(0), styles[number // 10 % len(styles)], color=f"C{number % 10}", label=name)
-    axes.set(xlabel="examples of clients", ylabel="loss of some roles' test text, nats a character, mean of the seeds")
+    axes.set(xlabel="examples of clients", ylabel="test loss of some roles, nats a character, mean of seeds")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, ncols=2)
     figure.savefig(settings.run_dir / "scores.png")

@@ -116,7 +116,8 @@ def paths(tree: PyTree) -> set[tuple[str, ...]]:
 def partition(tree: PyTree, chosen: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
     """Returns (the leaves whose path is ``chosen``, the others), two nested dicts without empty branches.
 
-    ``tree`` is nested dicts; whatever is not a dict is a leaf. ``join`` puts the two together again.
+    ``tree`` is nested dicts; whatever is not a dict is a leaf, and so is one that is empty (a mark, as ``models.layers`` knows
+    them). ``join`` puts the two together again.
 
     Example:
       >>> partition({"a": {"x": 1, "y": 2}, "b": {"y": 3}}, lambda path: "x" in path)
@@ -127,7 +128,7 @@ def partition(tree: PyTree, chosen: Callable[[tuple[str, ...]], bool]) -> tuple[
         kept = {}
         for name, part in branch.items():
             here = (*path, str(name))
-            if isinstance(part, dict):
+            if isinstance(part, dict) and part:
                 if below := walk(part, here, wanted):
                     kept[name] = below
             elif bool(chosen(here)) == wanted:

@@ -5,6 +5,7 @@ A tree may hold more than the model drew. Beside the leaves of a dense layer, ``
 * ``"lora": {"lora_a", "lora_b"}``: a low-rank product that is added (``models.lora``);
 * ``"adapter": {"down", "up"}``: a bottleneck behind the layer (``models.adapters``);
 * ``"features": {}``: the layer hands on what enters it (``models.features``);
+* ``"both": {}``: it hands on its outputs and, behind them on the last axis, what enters it (``tasks.with_features``);
 
 and beside the projections of an attention ``"prefix": {"key", "value"}`` (``models.prefix``). ``merge`` hangs each on its
 module when a program is traced. So any model takes such a tree without having been built for it, also where its layers are
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float
 from fedjax_tx import check
 from fedjax_tx.types import PyTree
 
-EXTRAS = ("lora", "adapter", "features", "prefix")
+EXTRAS = ("lora", "adapter", "features", "both", "prefix")
 
 
 class Dense(nnx.Linear):
@@ -30,7 +31,7 @@ class Dense(nnx.Linear):
 
     With a ``lora`` it returns x W + b + (x A) B. W + A B is never formed: under a per-client ``vmap`` in which only A and B
     differ between clients, x W stays one product with one W. With an ``adapter`` it returns y + gelu(y D + d) U + u.
-    With ``features`` it returns x, in the dtype of its output.
+    With ``features`` it returns x, in the dtype of its output; with ``both``, y and x side by side.
 
     Example:
       >>> layer = Dense(4, 8, rngs=nnx.Rngs(0))
@@ -41,6 +42,7 @@ class Dense(nnx.Linear):
     lora: Mapping[str, Array] | None = None
     adapter: Mapping[str, Any] | None = None
     features: Mapping[str, Any] | None = None
+    both: Mapping[str, Any] | None = None
 
     def __call__(self, inputs: Float[Array, "*batch inputs"], out_sharding=None) -> Float[Array, "*batch outputs"]:
         """Returns the layer's output, what hangs on the layer included."""
@@ -53,7 +55,7 @@ class Dense(nnx.Linear):
         if self.adapter is not None:
             hidden = jax.nn.gelu(self._apply(outputs, self.adapter["down"]), approximate=True)
             outputs = outputs + self._apply(hidden, self.adapter["up"]).astype(outputs.dtype)
-        return outputs
+        return outputs if self.both is None else jnp.concatenate([outputs, inputs.astype(outputs.dtype)], axis=-1)
 
     def _multiply(self, x: Array, matrix: Array, out_dtype=None) -> Array:
         x, matrix = self.promote_dtype((x, matrix), dtype=self.dtype)

@@ -9,14 +9,13 @@ from fedjax_tx.types import PyTree, Task
 def with_features(task: Task, head: str = "head") -> Task:
     """Returns the task whose ``apply`` gives ``features`` [batch, ..., width] beside the outputs it had.
 
-    They are the inputs of the head, a dense layer: those of ``ftx.models.features``. Written down, the model runs twice; it is
-    compiled once, since all but the head is the same. Where nobody reads the features, nothing is computed for them.
+    They are the inputs of the head, a dense layer: those of ``ftx.models.features``. The model runs once for both.
 
     Args:
       task: of one of ``ftx.models``; its parameters may be frozen in part. head: the layer's path, names joined by "/".
 
-    Errors: ``ValueError`` if the parameters have no such layer (a decoder with tied embeddings has no head), or, in use, if what
-      comes is not of the layer's input size.
+    Errors: ``ValueError`` if the parameters have no such layer (a decoder with tied embeddings has no head), or, in use, if the
+      model does something else with the layer's output than to return it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -35,13 +34,14 @@ def with_features(task: Task, head: str = "head") -> Task:
     kernels = [layer["kernel"] for part in shapes if (layer := _find(part, path)) is not None and "kernel" in layer]
     if not kernels:
         check.fail_value("head", "to be the path of a dense layer among the task's parameters", head)
-    width = kernels[0].shape[-2]
+    width, size = kernels[0].shape
 
     def apply(trainable, frozen, batch, key):
-        features = task.apply(*_without_head(trainable, frozen, path), batch, key)["logits"]
-        if features.shape[-1] != width:
-            check.fail_value("the model", f"to give the {width} inputs of {head!r}", f"shape {features.shape}")
-        return {**task.apply(trainable, frozen, batch, key), "features": features}
+        outputs = task.apply(*_opened(trainable, frozen, path), batch, key)
+        both = outputs["logits"]
+        if both.shape[-1] != size + width:
+            check.fail_value("the model", f"to return the {size} outputs of {head!r}, and its {width} inputs", both.shape)
+        return {**outputs, "logits": both[..., :size], "features": both[..., size:]}
 
     return task._replace(apply=apply)
 
@@ -55,11 +55,11 @@ def _find(branch: PyTree, path: tuple[str, ...]) -> dict | None:
     return branch if isinstance(branch, dict) else None
 
 
-def _without_head(trainable: PyTree, frozen: PyTree, path: tuple[str, ...]) -> tuple[PyTree, PyTree]:
-    """The parameters with a mark at the head by which the models' dense layer hands on what enters it."""
+def _opened(trainable: PyTree, frozen: PyTree, path: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+    """The parameters with a mark at the head by which the models' dense layer hands on what enters it, too."""
 
     def mark(layer):
-        return {**layer, "features": {}}
+        return {**layer, "both": {}}
 
     if _find(trainable, path) is not None:
         return tree.change(trainable, path, mark), frozen

@@ -65,8 +65,10 @@ def train_only(task: Task, paths: Paths) -> Task:
         return chosen, tree.join(rest, frozen)
 
     def apply(trainable, frozen, batch, key):
-        params, others = tree.partition(tree.join(trainable, frozen), trained.__contains__)
-        return task.apply(params, others if jax.tree.leaves(before) else before, batch, key)
+        whole = tree.join(trainable, frozen)
+        if not jax.tree.leaves(before):
+            return task.apply(whole, before, batch, key)
+        return task.apply(*tree.partition(whole, trained.__contains__), batch, key)
 
     return task._replace(init=init, apply=apply)
 
