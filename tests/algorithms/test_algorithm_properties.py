@@ -584,25 +584,19 @@ LAWS = {
     "rests": rests,
     "leaves": leaves,
 }
-# Of these rows only some laws always run: that by which they are another row, or those that share one compiled program. The
-# others are slow tests.
-ONE_PROGRAM = {"order", "empty", "finite", "limit", "memoryless"}
+# What always runs, by row: most laws of the methods that others are made of; of some others those that share one compiled
+# program, or that by which they are another row. All else is slow tests.
 MOST = set(LAWS) - {"leaves"}  # tests/simulation/test_uneven_rounds.py has one that always runs
+ONE_PROGRAM = {"order", "empty", "finite", "limit", "memoryless"}
 ALWAYS = {
-    "ifca of one": {"fed_avg"},
-    "top_k of all": {"fed_avg"},
+    **dict.fromkeys(["fed_avg", "scaffold", "fed_buff", "dp"], MOST),
     **dict.fromkeys(["fed_prox", "fed_adam", "fed_avgm", "mime of sgd", "mime_lite", "q_fed_avg at 0"], ONE_PROGRAM),
     **dict.fromkeys(["frozen weights", "drive", "integers", "median", "mime", "ifca", "q_fed_avg"], ONE_PROGRAM),
-    **dict.fromkeys(["fed_adagrad", "fed_yogi", "fed_ams", "ccvr", "fit_temperature", "fine_tune"], set()),
-    **dict.fromkeys(["centered_clip", "mixing"], set()),
-    **dict.fromkeys(["fed_nova", "fed_nova of sgd", "fed_dyn", "fed_exp", "fed_sam", "diloco", "reptile", "fed_ac"], set()),
-    **dict.fromkeys(["adaptive_fed_prox", "moon"], set()),
-    **dict.fromkeys(["fed_async", "delayed_nesterov"], set()),
-    **dict.fromkeys(["fed_per", "fed_rep", "fed_babu", "apfl", "p_fed_me", "p_fed_me of one step", "agnostic"], set()),
-    **dict.fromkeys(["per_fed_avg", "per_fed_avg_fo", "per_fed_avg_hf"], set()),
+    **dict.fromkeys(["ditto", "fed_ex_lora", "het_lora", "top_k", "krum"], ONE_PROGRAM),
+    **dict.fromkeys(["ifca of one", "top_k of all"], {"fed_avg"}),
 }
 ROWS = [
-    pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, MOST) else [pytest.mark.slow])
+    pytest.param(name, law, id=f"{name}-{law}", marks=[] if law in ALWAYS.get(name, set()) else [pytest.mark.slow])
     for name in TABLE
     for law in LAWS
 ]
@@ -615,5 +609,6 @@ def test_a_law_holds_where_it_is_declared_and_fails_where_it_is_not(name, law):
 
 
 def test_every_row_declares_known_laws_and_lacks_one():
+    assert ALWAYS.keys() <= TABLE.keys()
     for row in TABLE.values():
         assert row.laws < set(LAWS)
