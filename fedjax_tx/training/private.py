@@ -16,12 +16,17 @@ class Plan(NamedTuple):
     """What a run may do.
 
     rounds: as many as are wanted and can be afforded. told(rounds): epsilon and delta after so many, for the ledger; nothing
-    where privacy is not accounted for. reason: why the run ends before what was wanted; None where it does not.
+    where privacy is not accounted for. reason: why the run ends before what was wanted; None where it does not. note: what
+    epsilon does not cover, for reports; None without one.
     """
 
     rounds: int
     told: Callable[[int], dict[str, float]]
     reason: str | None = None
+    note: str | None = None
+
+
+NOTE = "epsilon covers the parameters; train/, server/ and aggregation/ numbers and scores on clients' data have no noise"
 
 
 def plan_rounds(experiment: Experiment, first: RoundState, rounds: int, budget: Budget | None) -> Plan:
@@ -44,11 +49,11 @@ def plan_rounds(experiment: Experiment, first: RoundState, rounds: int, budget: 
         return {"epsilon": spent(done), "delta": budget.delta}
 
     if budget.epsilon is None:
-        return Plan(rounds, told)
+        return Plan(rounds, told, note=NOTE)
     afforded = affordable_rounds(spent, budget.epsilon, rounds)
     if afforded == 0:
         check.fail_value("privacy.epsilon", f"to pay for a round, which costs {spent(1):.4g}", budget.epsilon)
     if afforded == rounds:
-        return Plan(rounds, told)
+        return Plan(rounds, told, note=NOTE)
     total = math.floor(1e4 * spent(afforded)) / 1e4
-    return Plan(afforded, told, f"privacy spent: epsilon {total:g} of {budget.epsilon:g} at delta {budget.delta:g}")
+    return Plan(afforded, told, f"privacy spent: epsilon {total:g} of {budget.epsilon:g} at delta {budget.delta:g}", NOTE)

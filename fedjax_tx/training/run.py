@@ -132,6 +132,8 @@ def run(
     try:
         if start.state.round:
             reporter.say(f"resuming after round {start.state.round}")
+        if plan.note is not None:
+            reporter.say(plan.note)
         round_fn = make_round(experiment, execution)
         if directory is not None and processes.is_first():
             _write_experiment(directory, description, execution, round_fn)
@@ -185,7 +187,8 @@ def _run(setup: _Setup, start: Start) -> RunResult:
     stopped = stopped or setup.plan.reason or f"finished {rounds} rounds"
     if client_metrics is None:
         client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
-    setup.store.finish({"stopped": stopped, "ledger": ledger, **summarise_sets(client_metrics)})
+    privacy = {} if setup.plan.note is None else {"privacy": setup.plan.note}
+    setup.store.finish({"stopped": stopped, "ledger": ledger, **privacy, **summarise_sets(client_metrics)})
     return RunResult(_params(state), state, history, ledger, client_metrics, stopped)
 
 

@@ -1,5 +1,6 @@
 """What a run spends, against the accountants called by hand; where it ends; and what is refused, with the reason."""
 
+import json
 import math
 
 import jax.numpy as jnp
@@ -101,6 +102,8 @@ def test_a_run_ends_when_its_budget_is_spent_and_says_what_it_spent(tmp_path):
     whole = ftx.run(EXPERIMENT, 9, **options)
     np.testing.assert_array_equal(whole.params["w"], long.params["w"])
     assert whole.ledger == long.ledger
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["ledger"]["epsilon"] == spent(3) and "train/" in summary["privacy"]
     with pytest.raises(ValueError, match=r"expected privacy.epsilon to pay for a round, which costs .*, got 0.001"):
         ftx.run(EXPERIMENT, 9, privacy=privacy.Budget(delta=DELTA, epsilon=0.001), progress=False)
     assert "epsilon" not in ftx.run(EXPERIMENT, 1, progress=False, execution=EXECUTION).ledger
