@@ -209,7 +209,7 @@ def main(settings: Settings) -> Run:
     run = train(settings)
     text = write_sample(run.model, run.result, settings, 200 if settings.smoke else 1500)
     print("\n" + "\n".join(text.splitlines()[:12]) + "\n...\n")
-    print("\n".join(f"{name:28}{value:.4f}" for name, value in run.scores.items()))
+    print("\n".join(f"{name:36}{value:.4f}" for name, value in run.scores.items()))
     print(f"\n{time.perf_counter() - began:.0f} s; everything is in {settings.run_dir}/")
     if settings.compare_central:
         from central import compare
