@@ -14,8 +14,8 @@ the same for all methods. Not here, since they are for another setting: DiLoCo (
 fine-tuning) and asynchronous methods.
 
 Command: python experiments/algorithms.py
-Not measured yet: it ran at smoke size only. It leaves sweeps and runs, which go on if they were stopped, tuning.csv (every setting
-that was tried), scores.json and scores.png. Score: loss in nats a character on the test text of all roles.
+Not measured yet: it ran at smoke size only. It leaves sweeps and runs, which go on if they were stopped, tuning.csv (every
+setting that was tried), scores.json and scores.png. Score: loss in nats a character on the test text of all roles.
 """
 
 import csv
