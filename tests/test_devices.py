@@ -73,6 +73,7 @@ def test_with_an_accelerator_nothing_changes(monkeypatch):
     assert os.environ.get("XLA_FLAGS") == flags
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
     code = f"""
 import logging, sys
@@ -88,6 +89,7 @@ print(float(jax.jit(lambda x: x * 3 + 1)(2.0)), len(found) > 0)
     assert run_fresh(code).splitlines() == [str(tmp_path / "programs"), "7.0 True"]
 
 
+@pytest.mark.slow
 def test_compiled_programs_go_where_the_environment_says():
     code = "import fedjax_tx as ftx; print(ftx.devices.use_compilation_cache())"
     assert run_fresh(code, JAX_COMPILATION_CACHE_DIR="/a/b", XDG_CACHE_HOME="/c") == "/a/b"

@@ -589,10 +589,10 @@ LAWS = {
 MOST = set(LAWS) - {"leaves"}  # tests/simulation/test_uneven_rounds.py has one that always runs
 ONE_PROGRAM = {"order", "empty", "finite", "limit", "memoryless"}
 ALWAYS = {
-    **dict.fromkeys(["fed_avg", "scaffold", "fed_buff", "dp"], MOST),
+    **dict.fromkeys(["fed_avg", "scaffold"], MOST),
     **dict.fromkeys(["fed_prox", "fed_adam", "fed_avgm", "mime of sgd", "mime_lite", "q_fed_avg at 0"], ONE_PROGRAM),
     **dict.fromkeys(["frozen weights", "drive", "integers", "median", "mime", "ifca", "q_fed_avg"], ONE_PROGRAM),
-    **dict.fromkeys(["ditto", "fed_ex_lora", "het_lora", "top_k", "krum"], ONE_PROGRAM),
+    **dict.fromkeys(["ditto", "dp", "fed_buff", "fed_ex_lora", "het_lora", "top_k", "krum"], ONE_PROGRAM),
     **dict.fromkeys(["ifca of one", "top_k of all"], {"fed_avg"}),
 }
 ROWS = [

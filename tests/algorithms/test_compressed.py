@@ -87,6 +87,7 @@ def test_without_error_feedback_the_second_round_is_another():
     assert not jax.tree.leaves(forgetful[1].device.encoders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_lanes", "rounds_per_call"), [(1, 3), (6, 1)])
 @pytest.mark.parametrize("algorithm", [TOP_QUARTER, DRIVE], ids=["top_k", "drive"])
 def test_compressed_rounds_do_not_depend_on_lanes_or_calls(algorithm, num_lanes, rounds_per_call):

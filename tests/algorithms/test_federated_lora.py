@@ -82,6 +82,7 @@ def test_a_sweep_refuses_frozen_kernels_that_change():
         ftx.sweep(own, rounds=1, grid={"client_lr": [0.1, 0.2]}, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_weighted", [False, True])
 def test_clients_train_their_own_rank_and_the_server_pads_with_zeros(norm_weighted):
     algorithm = algorithms.het_lora(problems.LOW_RANK, optax.sgd(RATE), RANKS, norm_weighted=norm_weighted)

@@ -83,6 +83,7 @@ def test_the_denominator_is_the_same_for_one_client_and_for_all():
     np.testing.assert_allclose(moved[2], one, rtol=1e-3, atol=2e-6)  # client 1 has no example and takes no part
 
 
+@pytest.mark.slow
 def test_without_noise_and_with_a_far_clip_and_everybody_it_is_federated_averaging_with_equal_weights():
     takers = sum(size > 0 for size in problems.SIZES)
     everybody = {"cohorts": ftx.data.poisson_cohorts(1.0)}

@@ -41,6 +41,7 @@ def test_scaffold_reaches_the_optimum():
     np.testing.assert_allclose(rest(scaffold(TASK, RATE)), OPTIMUM, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scaffold_reaches_the_optimum_though_one_client_is_away_each_round():
     cohorts = [[0, 1], [1, 2], [2, 0]]
     np.testing.assert_allclose(rest(scaffold(TASK, RATE), 300, cohorts=cohorts), OPTIMUM, atol=1e-4)
@@ -67,6 +68,7 @@ def test_mime_on_plain_sgd_contracts_at_the_rate_of_its_theory():
     np.testing.assert_allclose(state.device.server.params["x"], want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_local_steps_already_drift_and_one_does_not():
     for steps, pull in ((1, RATE * A), (2, 1 - (1 - RATE * A) ** 2)):
         state, _ = quadratics.play(fed_avg(TASK, optax.sgd(RATE)), 400, steps, rounds_per_call=50)

@@ -53,6 +53,7 @@ def run(algorithm, rounds, **changes):
     )
 
 
+@pytest.mark.slow
 def test_clients_fit_the_temperature_of_the_pooled_data():
     plain = ftx.tasks.classification(
         ftx.Model(problems.init_logistic, lambda p, x, *, key=None: x @ p["w"] + p["b"]), num_classes=3
@@ -77,6 +78,7 @@ def test_clients_fit_the_temperature_of_the_pooled_data():
     assert fitted.ledger["bytes_up"] == 8 * 5 * 12  # three numbers of each client in each round
 
 
+@pytest.mark.slow
 def test_it_is_a_task_like_any_other():
     scaled = temperature(problems.LOGISTIC)
     algorithm = ftx.algorithms.fed_avg(scaled, optax.sgd(0.5))

@@ -81,6 +81,7 @@ def test_sinusoids_are_those_of_the_paper_in_halves():
             np.testing.assert_allclose(have[position, [index, index + 3]], [np.sin(angle), np.cos(angle)], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_and_sampling_work_on_both_options():
     model = decoder(**{**SMALL, "num_layers": 1}, positions="rotary", num_kv_heads=2)
     adapted = lora(model, rank=2, where="*qkv")

@@ -23,6 +23,7 @@ def test_a_network_of_convolutions_costs_every_window():
     assert describe(model, jnp.ones((1, 6, 6, 2))).forward_flops == 2 * (4 * 4 * 9 * 2 * 3 + 2 * 2 * 3 * 5)
 
 
+@pytest.mark.slow
 def test_the_residual_network_of_20_layers_costs_41_million_multiplications():
     """As counted for arXiv 1512.03385: 3x3 convolutions, the head, and here the shortcuts' 1x1."""
     pixels = {16: 32 * 32, 32: 16 * 16, 64: 8 * 8}

@@ -101,6 +101,7 @@ def test_every_position_sees_every_valid_one_and_no_other():
         assert not np.any(row[:length, length:])
 
 
+@pytest.mark.slow
 def test_dropout_acts_with_a_key_only_and_in_the_head_too():
     model, plain = encoder(**CLASSES, dropout=0.3), encoder(**CLASSES)
     params, inputs = draw_params(model), draw_inputs()

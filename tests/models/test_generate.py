@@ -21,6 +21,7 @@ def test_the_likeliest_token_follows_and_the_prompt_stays():
     assert tokens.tolist() == [2, 3, 4, 5, 6, 7, 0, 1, 2]
 
 
+@pytest.mark.slow
 def test_near_temperature_zero_it_is_the_models_best_token_over_the_last_window():
     model = decoder(vocab_size=8, num_layers=1, num_heads=2, width=8, max_length=4)
     params = jax.tree.map(lambda leaf: 30 * leaf, model.init(KEY))

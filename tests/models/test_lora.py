@@ -299,6 +299,7 @@ def test_training_changes_adapters_only_and_leaves_the_base_bit_for_bit():
     assert {path[-1] for path in tree.paths(moved)} == {"lora_a", "lora_b"}
 
 
+@pytest.mark.slow
 def test_adapters_do_not_depend_on_lanes():
     assert_close(played(1)[1], played(3)[1], 1e-4)
 

@@ -61,6 +61,7 @@ def test_new_adapters_are_the_identity_and_a_new_prefix_is_not():
     assert np.abs(jax.jit(PLAIN.apply)(tree.join(zeros, plain), TOKENS) - logits).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_every_extra_of_every_layer_matters():
     params, _ = drawn_logits()
     extra, rest = tree.partition(params, is_extra)

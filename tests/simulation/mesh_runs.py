@@ -255,7 +255,7 @@ def main(names: list[str]) -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         told = {
-            "methods": methods(["mean", "error feedback", "mime", "integers"]),
+            "methods": methods(["mean", "error feedback", "integers"]),
             "tapers": tapers(),
             "kept": kept(),
             "evaluations": evaluations(),

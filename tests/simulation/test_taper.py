@@ -155,6 +155,7 @@ def test_evaluation_does_not_depend_on_halvings():
     assert scores[0]["loss"][1].tolist() == [1, 40, 0, 2, 9, 3]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_halving_lanes_is_its_single_runs():
     experiment, grid = make_experiment(), {"client_lr": [0.03, 0.1]}
     execution = ftx.Execution(num_lanes=2, taper=1, rounds_per_call=2, mesh=None)

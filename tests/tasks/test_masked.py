@@ -29,6 +29,7 @@ def hide(task, tokens, key):
     return np.asarray(outputs["logits"].argmax(-1)), np.asarray(outputs["chosen"])
 
 
+@pytest.mark.slow
 def test_a_rounded_share_of_each_text_is_chosen_and_at_least_one():
     task = make(ECHO_PADDED, pad_id=0, special_ids=[1])
     lengths = jnp.array([0, 1, 4, 10, 40])

@@ -174,6 +174,7 @@ def test_a_setting_that_diverges_harms_no_other(swept):
     assert [cell for cell in swept.settings if cell["seed"] == 3] == [{"client_lr": lr, "seed": 3} for lr in (0.05, 0.2, 3e38)]
 
 
+@pytest.mark.slow
 def test_a_seed_names_the_cohorts_too_unless_told_otherwise(swept):
     experiment, grid = experiment_of("fed_avg")
     shared = sweep(experiment, grid, evaluate={"test": TEST}, vary_cohort=False, settings_at_once=6)
@@ -273,6 +274,7 @@ def test_settings_run_one_after_another_where_that_is_faster(tmp_path, monkeypat
     assert saved_choice(tmp_path) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "expected"), [({1: 3, 4: 2}, 4), ({1: 1, 4: 2}, 1)])
 def test_a_sweep_has_the_lanes_that_are_best_for_its_settings(tmp_path, monkeypatch, seconds, expected):
     experiment = problems.experiment(problems.make_fed_avg, hyper={"client_lr": 0.1})

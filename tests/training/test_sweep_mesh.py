@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def told():
     script = Path(__file__).parent / "sweep_runs.py"
