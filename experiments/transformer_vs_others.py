@@ -14,7 +14,8 @@ start) the rate is the best of ``rates`` by validation loss in one run of all ro
 each with its own partition. *Calibrated* is each of them after CCVR (arXiv 2106.05001). All that was tried is in cells/.
 
 Command: pip install -e '.[vision,sensors,studies]' && python experiments/transformer_vs_others.py
-Not measured yet: it ran at smoke size only. It leaves scores.md and scores.png; a finished cell stays, so a stopped run goes on.
+Of images the scores are in README.md; signals and text are not measured yet. It leaves scores.md and scores.png; a finished cell
+stays, so a stopped run goes on.
 """
 
 import functools
@@ -252,7 +253,7 @@ def draw(settings: Settings, found: list[dict]) -> None:
             axes.set(title=f"{data}, {start}", ylabel="test accuracy")
             axes.grid(alpha=0.3)
             axes.legend(frameon=False, fontsize=8)
-    figure.suptitle("From iid to one class a client; dotted: the classifier calibrated afterwards; a ring is a seed")
+    figure.suptitle("From iid to one class a client\ndotted: the classifier calibrated afterwards; a ring is a seed")
     figure.savefig(settings.run_dir / "scores.png")
 
 
