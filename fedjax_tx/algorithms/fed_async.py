@@ -17,6 +17,7 @@ The paper's case is ``ftx.data.async_cohorts(..., buffer_size=1)``.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import optax
@@ -24,6 +25,7 @@ from jaxtyping import Array
 
 from fedjax_tx import check
 from fedjax_tx.algorithms.fed_buff import asynchronous, train_from_ring
+from fedjax_tx.algorithms.fed_prox import add_price
 from fedjax_tx.clients import local_sgd
 from fedjax_tx.types import FederatedAlgorithm, Task
 
@@ -61,12 +63,6 @@ def fed_async(
     check.function("staleness_weight", staleness_weight)
     check.number("mu", mu, low=0)
 
-    def add_price(gradient, params, broadcast):
-        def add(slope, own, received):
-            return (slope + mu * (own - received)).astype(slope.dtype)
-
-        return jax.tree.map(add, gradient, params, broadcast.params)
-
-    inner = local_sgd(task, client_optimizer, change_gradient=add_price)
+    inner = local_sgd(task, client_optimizer, change_gradient=partial(add_price, mu))
     trainer = train_from_ring(inner, staleness_weight, from_now=True)
     return asynchronous(task, trainer, optax.sgd(server_learning_rate), max_staleness)

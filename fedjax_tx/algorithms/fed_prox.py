@@ -65,13 +65,13 @@ def fed_prox(
     check.instance("server_optimizer", server_optimizer, optax.GradientTransformation, "an optax optimiser")
     check_complete("aggregator", aggregator)
 
-    trainer = local_sgd(task, client_optimizer, change_gradient=partial(_add_price, mu))
+    trainer = local_sgd(task, client_optimizer, change_gradient=partial(add_price, mu))
     training = Pass(trainer, aggregator, broadcast_model, optax_server(server_optimizer))
     return FederatedAlgorithm(init_server(task, server_optimizer), (training,), model_evaluation(task))
 
 
-def _add_price(mu: float | Array, gradient: PyTree, params: PyTree, broadcast: PyTree) -> PyTree:
-    """The gradient of h_k: that of F_k and mu (w - w_t)."""
+def add_price(mu: float | Array, gradient: PyTree, params: PyTree, broadcast: PyTree) -> PyTree:
+    """Returns the gradient of h_k: that of F_k and mu (w - w_t); with mu bound, the ``change_gradient`` of ``local_sgd``."""
 
     def add(slope, own, received):
         return (slope + mu * (own - received)).astype(slope.dtype)
@@ -148,7 +148,7 @@ def adaptive_fed_prox(
         return PricedBroadcast(state.params, state.frozen, state.extra.mu)
 
     def priced(gradient, params, received):
-        return _add_price(received.mu, gradient, params, received)
+        return add_price(received.mu, gradient, params, received)
 
     first = Pass(start_loss(task), mean(), broadcast_model, adapt, whole_data)
     trainer = local_sgd(task, client_optimizer, change_gradient=priced)

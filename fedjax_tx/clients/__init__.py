@@ -18,7 +18,7 @@ __all__ = [
     "masked_mean",
     "no_metrics",
     "small_batches",
-    "tuned_evaluation",
     "start_loss",
+    "tuned_evaluation",
     "whole_data",
 ]
