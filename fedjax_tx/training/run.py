@@ -180,8 +180,8 @@ def _run(setup: _Setup, start: Start) -> RunResult:
             setup.reporter.update(lines[-1], timing["examples_per_second"])
             stopped, ending = _why_stop(setup, history) if due else None, _anywhere(interrupted)
             if stopped or ending or state.round % setup.checkpoint_every == 0 or state.round == rounds:
-                ledger = {**ledger, **setup.plan.told(state.round)}
-                setup.store.save(state, ledger)
+                setup.store.save(state, {**ledger, **setup.plan.told(state.round)})
+    ledger = {**ledger, **setup.plan.told(state.round)}  # also of a run that was finished before
     if _anywhere(interrupted):
         raise KeyboardInterrupt(_say_interrupted(setup, state))
     stopped = stopped or setup.plan.reason or f"finished {rounds} rounds"

@@ -93,6 +93,8 @@ def test_a_run_ends_when_its_budget_is_spent_and_says_what_it_spent(tmp_path):
     spent = spent_on(ALL, accountant="rdp")
     budget = privacy.Budget(delta=DELTA, epsilon=spent(3) + 1e-6, accountant="rdp")
     options = {"privacy": budget, "progress": False, "evaluate_every": 2, "execution": EXECUTION}
+    assert "epsilon" not in ftx.run(EXPERIMENT, 2, run_dir=tmp_path / "run", **{**options, "privacy": None}).ledger
+    # Rounds that were made when nobody asked have cost as much.
     short = ftx.run(EXPERIMENT, 2, run_dir=tmp_path / "run", **options)
     assert (short.ledger["epsilon"], short.ledger["delta"], short.stopped) == (spent(2), DELTA, "finished 2 rounds")
     # It goes on with what is left, whatever was asked for.
@@ -106,7 +108,6 @@ def test_a_run_ends_when_its_budget_is_spent_and_says_what_it_spent(tmp_path):
     assert summary["ledger"]["epsilon"] == spent(3) and "train/" in summary["privacy"]
     with pytest.raises(ValueError, match=r"expected privacy.epsilon to pay for a round, which costs .*, got 0.001"):
         ftx.run(EXPERIMENT, 9, privacy=privacy.Budget(delta=DELTA, epsilon=0.001), progress=False)
-    assert "epsilon" not in ftx.run(EXPERIMENT, 1, progress=False, execution=EXECUTION).ledger
 
 
 def test_clients_who_remember_are_refused():
