@@ -4,7 +4,12 @@ A new method is one more row. A row may bring data, cohorts and local work of it
 at which it is federated averaging (``limit``), with the averaging to compare with where that has another task.
 """
 
+import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -270,8 +275,9 @@ class Row(NamedTuple):
 # fed_avg: it is federated averaging as it stands. memoryless: a round depends on nothing but the parameters before it.
 # single: with cohorts of one and the same client, whose steps are on all its data, it is plain SGD. rests: at the optimum of the
 # pooled loss it stays there, though each client makes several steps on all its data. leaves: who drops out is as if it had not
-# come, to the server and in its own state.
-EVERY = {"lanes", "order", "empty", "finite", "learns", "leaves"}
+# come, to the server and in its own state. resumes: stopped and gone on with, it is the run that was not, bit for bit. sweeps: a
+# setting of a sweep is its run alone.
+EVERY = {"lanes", "order", "empty", "finite", "learns", "leaves", "resumes", "sweeps"}
 ALL = {"cohorts": ftx.data.all_clients()}
 WHOLE = {**ALL, "local": ftx.data.LocalWork(batch_size=9)}
 ALIKE = {**ALL, "train": identical_clients(), "local": ftx.data.LocalWork(batch_size=2, epochs=2, shuffle=False)}
@@ -375,7 +381,7 @@ TABLE = {
     "fit_temperature": Row(fit_temperature, EVERY | {"memoryless", "rests"}, changes=ALL, task=ftx.tasks.temperature(HEADED)),
     "dp": Row(
         private,
-        {"lanes", "order", "finite", "limit", "memoryless", "leaves"},
+        EVERY - {"empty", "learns"} | {"limit", "memoryless"},
         {"clip": 0.5, "z": 20.0},
         limit={"hyper": {"clip": 1e9, "z": 0.0}},
         fed_avg=fed_avg_of_equals,
@@ -404,9 +410,9 @@ def experiment(row: Row, make=None, **changes) -> ftx.Experiment:
     return problems.experiment(make or row.make, **{"hyper": row.hyper, "cohorts": COHORTS, **row.changes, **changes})
 
 
-def rounds_of(experiment, rounds: int = 3, num_lanes: int = 3, rounds_per_call: int = 3, start=None):
+def rounds_of(experiment, rounds: int = 3, num_lanes: int = 3, rounds_per_call: int = 3, start=None, **execution):
     """Runs some rounds (from the parameters ``start``): (round function, state, infos)."""
-    round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=num_lanes, rounds_per_call=rounds_per_call))
+    round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=num_lanes, rounds_per_call=rounds_per_call, **execution))
     state, infos = round_fn.init(), []
     if start is not None:
         state = with_params(state, start)
@@ -571,6 +577,31 @@ def leaves(row):
     return close(one.device, other.device)
 
 
+def resumes(row):
+    own, options = experiment(row), {"execution": ftx.Execution(num_lanes=3, rounds_per_call=1), "progress": False}
+    with tempfile.TemporaryDirectory() as directory:
+        ftx.run(own, 1, run_dir=directory, **options)
+        resumed = ftx.run(own, 3, run_dir=directory, **options)
+    straight = ftx.run(own, 3, **options)
+    assert resumed.history == straight.history and resumed.ledger == straight.ledger
+    pairs = zip(*(jax.tree.leaves(run.state.device) for run in (resumed, straight)), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def sweeps(row):
+    own = experiment(row)
+    grid = {"seed": [own.seed, own.seed + 1], **{name: [value, value + 0.1] for name, value in [*row.hyper.items()][:1]}}
+    swept = ftx.sweep(own, 3, grid, {"all": own.train}, settings_at_once=4, vary_cohort=False, progress=False)
+    for cell, history in zip(swept.settings, swept.history, strict=True):
+        if cell["seed"] == own.seed:  # another seed of such a sweep has other cohorts when alone
+            hyper = {name: cell.get(name, value) for name, value in row.hyper.items()}
+            alone = ftx.run(experiment(row, hyper=hyper), 3, {"all": own.train}, evaluate_every=10, progress=False)
+            for ours, theirs in zip(history, alone.history, strict=True):
+                assert ours.pop("not_finite") == theirs.pop("not_finite")
+                assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6)
+    return len({history[-1]["all/loss"] for history in swept.history}) == len(swept.settings)
+
+
 LAWS = {
     "lanes": lanes,
     "order": order,
@@ -583,10 +614,12 @@ LAWS = {
     "single": single,
     "rests": rests,
     "leaves": leaves,
+    "resumes": resumes,
+    "sweeps": sweeps,
 }
 # What always runs, by row: most laws of the methods that others are made of; of some others those that share one compiled
 # program, or that by which they are another row. All else is slow tests.
-MOST = set(LAWS) - {"leaves"}  # tests/simulation/test_uneven_rounds.py has one that always runs
+MOST = set(LAWS) - {"leaves", "resumes", "sweeps"}  # elsewhere are some of these that always run
 ONE_PROGRAM = {"order", "empty", "finite", "limit", "memoryless"}
 ALWAYS = {
     **dict.fromkeys(["fed_avg", "scaffold"], MOST),
@@ -612,3 +645,11 @@ def test_every_row_declares_known_laws_and_lacks_one():
     assert ALWAYS.keys() <= TABLE.keys()
     for row in TABLE.values():
         assert row.laws < set(LAWS)
+
+
+@pytest.mark.slow
+def test_every_row_is_over_a_mesh_what_it_is_on_one_device():
+    script = Path(__file__).parent / "table_on_mesh.py"  # in a process with two devices: here is one
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(TABLE, True)
