@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import problems
 import pytest
+import quadratics
 
 import fedjax_tx as ftx
 from fedjax_tx import aggregation as agg
@@ -105,3 +106,29 @@ def test_attacked_settings_side_by_side_are_what_they_are_alone(attack):
         _, infos = problems.play(experiment(make, hyper=cell), 3)
         alone = [info.metrics["loss"] for info in infos]
         np.testing.assert_allclose([line["train/loss"] for line in history], alone, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [agg.median(), agg.trimmed_mean(0.48)], ids=["median", "trimmed_mean"])
+def test_a_little_is_enough_to_move_a_rule_farther_than_a_crude_attack_does(rule):
+    # Each client's own optimum is drawn from a standard normal; how far from the honest ones' mean training ends, in deviations.
+    centres = np.random.default_rng(0).standard_normal((50, 40))
+    attackers, honest = range(24), centres[24:]
+    train = quadratics.quadratic_clients(np.ones(50), centres)
+    task = quadratics.task(start=np.zeros(40))
+
+    def shift(attack):
+        def make(hyper):
+            return attack(ftx.algorithms.fed_avg(task, optax.sgd(0.3), aggregator=rule))
+
+        state, _ = quadratics.play(make, 60, steps=1, train=train)
+        return (np.asarray(state.device.server.params["x"]) - honest.mean(0)) / honest.std(0)
+
+    deviations = 1.426  # Phi^-1(24 / 26): two honest clients in 26 are as far off
+    moved = shift(lambda one: attacks.alie(one, attackers))
+    assert moved.mean() > 0.8 * deviations and moved.min() > 0.5
+    crude = shift(lambda one: attacks.sign_flip(one, attackers, scale=10.0))
+    assert np.linalg.norm(crude) < 0.7 * np.linalg.norm(moved) and abs(crude.mean()) < 0.3  # and to no side
+    # No rule of quantiles follows attackers beyond the honest.
+    farthest = (honest.max(0) - honest.mean(0)) / honest.std(0)
+    assert (shift(lambda one: attacks.alie(one, attackers, deviations=100.0)) <= farthest).all()
