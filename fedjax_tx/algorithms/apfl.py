@@ -11,8 +11,9 @@ the server averages the w_i, as in federated averaging. How much a client mixes 
 
 At alpha = 0 the mixture is the global model; at alpha = 1, v_i is trained alone.
 
-Where we deviate: alpha moves with the gradient of a round's first batch, where w_i = w. v_i makes plain gradient steps at a rate
-of its own; w_i takes any optimiser, and the mean is weighted by numbers of examples and handed to a server optimiser.
+Where we deviate: alpha moves with the gradient of a round's first batch, as in its authors' code, but before the steps of that
+batch (there behind them) and without their small price on alpha. v_i makes plain gradient steps at a rate of its own; w_i takes
+any optimiser, and the mean is weighted by numbers of examples and handed to a server optimiser.
 
 Evaluation scores a client with the mixture of its v_i and the server's present w. v_i starts as the parameters that training
 begins at, so a training client that never took part mixes with those. A client that is not among the training clients has
