@@ -111,7 +111,7 @@ class Settings:
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2)
     rounds: int = 100
-    sweep_rounds: int = 10
+    sweep_rounds: int = 20
     clients_per_round: int = 16
     batch_size: int = 8
     num_layers: int = 2
