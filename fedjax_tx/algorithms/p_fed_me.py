@@ -12,8 +12,9 @@ The server takes w <- (1 - beta) w + beta mean_i w_i, which is the server optimi
 follows w; with K = 1 this is federated averaging at the rate eta * lambda * rate.
 
 Where we deviate: theta begins at w_i on each batch (the paper asks for the minimum, up to an accuracy; its authors' code goes on
-from the theta of the batch before). The mean is weighted by numbers of examples (``aggregator=ftx.aggregation.mean(weighted=False)``
-is the paper's). Only clients of the cohort train; in the paper all do, and the cohort's are averaged.
+from the theta of the batch before). The mean is weighted by numbers of examples; the paper's is
+``aggregator=ftx.aggregation.mean(weighted=False)``. Only clients of the cohort train; in the paper all do, and the cohort's are
+averaged.
 
 Evaluation scores a client with the last theta of its last round. A training client that never took part still has the parameters
 that training began at; one that is not among the training clients is scored with the global model.
