@@ -7,7 +7,7 @@
 
 from fedjax_tx import aggregation, algorithms, attacks, clients, data, devices, models, privacy, processes, report, tasks
 from fedjax_tx.simulation import Experiment, make_evaluation, make_round, summarise
-from fedjax_tx.training import EarlyStop, RunResult, SweepResult, run, sweep
+from fedjax_tx.training import EarlyStop, RunResult, SweepResult, audit, run, sweep
 from fedjax_tx.types import (
     Aggregator,
     ClientInfo,
@@ -51,6 +51,7 @@ __all__ = [
     "aggregation",
     "algorithms",
     "attacks",
+    "audit",
     "clients",
     "data",
     "devices",

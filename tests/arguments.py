@@ -110,6 +110,19 @@ TABLE = {
             "seed": [0.5, -1, 2**32],
         },
     ),
+    ftx.audit: (
+        {"experiment": EXPERIMENT, "rounds": 1, "privacy": BUDGET, "canaries": 20, "norm": 1.0},
+        {
+            "experiment": [3],
+            "rounds": count,
+            "privacy": [8.0],
+            "canaries": ["20", 19],
+            "norm": rate,
+            "confidence": [*rate, 1.0],
+            "init_params": [{"b": jnp.zeros(3)}],
+            "execution": [4],
+        },
+    ),
     ftx.make_evaluation: ({"experiment": EXPERIMENT, "dataset": DATA}, {"experiment": [3], "dataset": [3], "execution": [4]}),
     ftx.make_round: ({"experiment": EXPERIMENT}, {"experiment": [3], "execution": [4]}),
     ftx.run: (
@@ -165,6 +178,27 @@ TABLE = {
             "aggregators": [[], [ftx.aggregation.mean()]],
             "cohorts": [3, ftx.data.fixed_cohorts([[0]])],
             "num_clients": count,
+        },
+    ),
+    ftx.privacy.audit_aggregator: (
+        {"aggregator": NOISY, "canary": UPDATES, "delta": 1e-5},
+        {
+            "aggregator": aggregator,
+            "canary": [{}, {"w": jnp.zeros(2, int)}, {"w": jnp.zeros(2)}],
+            "delta": [*rate, 1.0],
+            "clients": count,
+            "trials": ["4", 3],
+            "confidence": [*rate, 1.0],
+            **seed,
+        },
+    ),
+    ftx.privacy.epsilon_lower_bound: (
+        {"scores_in": [1.0, 2.0], "scores_out": [0.0, 0.0], "delta": 1e-5},
+        {
+            **dict.fromkeys(["scores_in", "scores_out"], [["high", "low"], [1.0], [1.0, np.inf]]),
+            "delta": [*rate, 1.0],
+            "method": [3, "gdp"],
+            "confidence": [*rate, 1.0],
         },
     ),
     ftx.privacy.affordable_rounds: (
@@ -709,6 +743,8 @@ TABLE = {
     ftx.aggregation.trimmed_mean: ({"fraction": 0.1}, {"fraction": ["half", -0.1, 0.5]}),
     ftx.aggregation.zero_norm: ({"max_norm": 1.0}, {"max_norm": rate}),
     ftx.attacks.alie: ({"algorithm": HONEST, "attackers": [0]}, {**attacked, "deviations": rate}),
+    ftx.attacks.canaries: ({"algorithm": HONEST, "attackers": [0], "norm": 1.0}, {**attacked, "norm": rate, **seed}),
+    ftx.attacks.canary_direction: ({"like": UPDATES, "client": 0}, {"like": [{}], "client": ["0", -1], **seed}),
     ftx.attacks.gaussian: ({"algorithm": HONEST, "attackers": [0], "stddev": 1.0}, {**attacked, "stddev": rate}),
     ftx.attacks.inner_product: ({"algorithm": HONEST, "attackers": [0], "scale": 1.0}, {**attacked, "scale": rate}),
     ftx.attacks.label_flip: (

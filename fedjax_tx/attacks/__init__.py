@@ -12,6 +12,7 @@ the aggregator.
 """
 
 from fedjax_tx.attacks.alone import gaussian, label_flip, sign_flip
+from fedjax_tx.attacks.canary import canaries, canary_direction
 from fedjax_tx.attacks.together import alie, inner_product
 
-__all__ = ["alie", "gaussian", "inner_product", "label_flip", "sign_flip"]
+__all__ = ["alie", "canaries", "canary_direction", "gaussian", "inner_product", "label_flip", "sign_flip"]

@@ -1,0 +1,121 @@
+"""``ftx.audit``: a private run with canaries among its clients, and how much of them is found in its parameters."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from fedjax_tx import attacks, check, prng, tree
+from fedjax_tx.data import FederatedDataset
+from fedjax_tx.privacy import Audit, Budget, epsilon_lower_bound
+from fedjax_tx.simulation import Experiment
+from fedjax_tx.simulation.round import resolve
+from fedjax_tx.simulation.rounds import build_round
+from fedjax_tx.training.run import check_run, run
+from fedjax_tx.types import Execution, LocalWork, PyTree
+
+
+def audit(
+    experiment: Experiment,
+    rounds: int,
+    privacy: Budget,
+    *,
+    canaries: int,
+    norm: float,
+    confidence: float = 0.95,
+    init_params: PyTree = None,
+    execution: Execution | None = None,
+) -> Audit:
+    """Runs a private experiment with canaries among its clients and returns a lower bound on its epsilon beside what it claims.
+
+    Each canary joins the clients by the toss of a coin, for the whole run; one that has joined is drawn into cohorts as others
+    are, rides in the lanes, and sends a direction of its own (``ftx.attacks.canaries``, arXiv 2302.03098). Its score is how far the
+    parameters have gone in that direction when the run ends. All scores are of one run, and make a bound by arXiv 2305.08846.
+
+    The bound is of the run with canaries, which is not a run to use: they disturb it, and in its claim they count as clients. It
+    looks at the last parameters only. Where there are not some times more parameters than canaries, it is weak.
+
+    Args:
+      experiment: with noise and cohorts that can be accounted for. rounds, privacy, init_params, execution: as of ``ftx.run``.
+      canaries: >= 20, of which about half join; 1,000 is usual.
+      norm: > 0, of what they send; at least that to which updates are clipped.
+      confidence: between 0.5 and 1, the chance that the bound holds.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong type or out of range, or the experiment can't be accounted for.
+      ModuleNotFoundError: if ``jax-privacy`` or ``dp-accounting`` is not installed.
+
+    Example:
+      >>> import fedjax_tx as ftx, optax
+      >>> train = ftx.data.FederatedDataset.from_columns({"x": np.eye(4, dtype=np.float32), "y": np.arange(4)}, [0, 0, 1, 1])
+      >>> task = ftx.tasks.classification(ftx.Model(lambda key: jnp.zeros((4, 40)), lambda params, x, *, key=None: x @ params))
+      >>> noisy = ftx.aggregation.chain(
+      ...     ftx.aggregation.clip_norm(1.0), ftx.aggregation.fixed_mean(10), ftx.aggregation.gaussian_noise(5.0))
+      >>> experiment = ftx.Experiment(
+      ...     ftx.algorithms.fed_avg(task, optax.sgd(0.1), aggregator=noisy), train=train,
+      ...     cohorts=ftx.data.all_clients(), local=ftx.data.LocalWork(batch_size=2))
+      >>> budget, one_lane = ftx.privacy.Budget(delta=1e-5), ftx.Execution(num_lanes=1, rounds_per_call=1)
+      >>> found = audit(experiment, 1, budget, canaries=20, norm=1.0, execution=one_lane)  # doctest: +SKIP
+      >>> found.refuted  # doctest: +SKIP
+      False
+    """
+    execution = Execution() if execution is None else execution
+    check_run(experiment, rounds, {}, execution, None, evaluate_every=1)
+    check.instance("privacy", privacy, Budget, "an ftx.privacy.Budget")
+    canaries = check.integer("canaries", canaries, low=20)
+    check.number("norm", norm, above=0)
+    check.number("confidence", confidence, above=0.5, below=1)
+    joined = _toss(canaries, experiment.seed)
+    audited = _with_canaries(experiment, joined, norm)
+    before = build_round(audited, {}, 1, Execution(), None).init(init_params=init_params).device.server.params
+    result = run(audited, rounds, None, init_params, execution, privacy=privacy, progress=False)
+    moved = tree.subtract(before, result.state.device.server.params)
+    scores = np.asarray(_scores(moved, experiment.train.num_clients + jnp.arange(canaries), experiment.seed))
+    inside, outside = scores[joined], scores[~joined]
+    bound = epsilon_lower_bound(inside, outside, privacy.delta, method="one_run", confidence=confidence)
+    return Audit(bound, result.ledger["epsilon"], privacy.delta, confidence, inside, outside)
+
+
+def _toss(canaries: int, seed: int) -> np.ndarray:
+    """Who joins, bool [canary]: each by itself, as the bound of one run asks for."""
+    return prng.host_generator(seed, "canaries").random(canaries) < 0.5
+
+
+def _with_canaries(experiment: Experiment, joined: np.ndarray, norm: float) -> Experiment:
+    """The experiment with canaries behind its clients; one that has not joined has no example, so it takes no part."""
+    train, count = experiment.train, joined.size
+    train.refuse_part()
+    # Any row will do: what a canary sends does not depend on it.
+    columns = {name: np.concatenate([column, column[np.zeros(joined.sum(), int)]]) for name, column in train.columns.items()}
+    offsets = np.append(train.offsets, train.offsets[-1] + np.cumsum(joined))
+    ids = range(train.num_clients, train.num_clients + count)
+
+    def make_algorithm(hyper):
+        return attacks.canaries(resolve(experiment.make_algorithm, hyper), ids, norm, seed=experiment.seed)
+
+    data = FederatedDataset.from_offsets(columns, offsets)
+    local = _work_for_more(experiment.local, count)
+    return dataclasses.replace(experiment, make_algorithm=make_algorithm, train=data, local=local)
+
+
+def _work_for_more(local: LocalWork, more: int) -> LocalWork:
+    """The local work, one epoch or step for clients behind those who have entries of their own."""
+
+    def longer(value):
+        return np.append(value, np.ones(more, np.int64)) if isinstance(value, np.ndarray) else value
+
+    return dataclasses.replace(local, epochs=longer(local.epochs), steps=longer(local.steps))
+
+
+@partial(jax.jit, static_argnames="seed")
+def _scores(moved: PyTree, clients: Array, seed: int) -> Array:
+    """How far the parameters moved in each canary's direction, [canary]."""
+    structure = tree.Structure.of(moved)
+
+    def score(client):
+        return structure.ravel(attacks.canary_direction(moved, client, seed)) @ structure.ravel(moved)
+
+    return jax.lax.map(score, clients)

@@ -1,0 +1,80 @@
+"""Canaries in a run: what they send, who joins, and what their scores say of noise that is not what it claims."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_tx as ftx
+from fedjax_tx import aggregation as agg
+from fedjax_tx import attacks
+
+SIZES = (4, 1000)
+"""4,000 parameters: some times the canaries."""
+TASK = ftx.tasks.classification(ftx.Model(lambda key: jnp.zeros(SIZES), lambda params, x, *, key=None: x @ params))
+BUDGET = ftx.privacy.Budget(delta=1e-5)
+OPTIONS = {"canaries": 300, "norm": 1.0, "execution": ftx.Execution(num_lanes=1, rounds_per_call=1)}
+
+
+def experiment(noise, claimed):
+    """Five clients of an example each and a mean over 10, with noise of one multiplier that is said to be of another."""
+    noisy = agg.chain(agg.clip_norm(1.0), agg.fixed_mean(10), agg.gaussian_noise(noise))._replace(noise_multiplier=claimed)
+    columns = {"x": np.eye(5, 4, dtype=np.float32), "y": np.arange(5)}
+    return ftx.Experiment(
+        ftx.algorithms.fed_avg(TASK, optax.sgd(0.1), aggregator=noisy),
+        train=ftx.data.FederatedDataset.from_columns(columns, np.arange(5)),
+        cohorts=ftx.data.all_clients(),
+        local=ftx.data.LocalWork(batch_size=1, epochs=np.array([1, 2, 1, 1, 1])),
+    )
+
+
+def test_canaries_send_a_direction_of_their_own_and_others_what_they_would():
+    def finish(broadcast, info, local):
+        return ftx.ClientResult({"delta": {"w": jnp.ones(500), "n": jnp.int32(3)}}, jnp.float32(1), (), {})
+
+    trainer = ftx.ClientTrainer(None, None, None, finish)
+    honest = ftx.FederatedAlgorithm(None, (ftx.Pass(trainer, agg.nothing(), None, None),), None)
+    spoiled = attacks.canaries(honest, [3, 8], norm=2.0, seed=1).passes[0].trainer
+
+    def sent(number):
+        info = ftx.ClientInfo(jnp.int32(number), 0, 0, 0, 0, {}, jax.random.key(0), None)
+        return spoiled.finish(None, info, None).update["delta"]
+
+    np.testing.assert_array_equal(sent(0)["w"], np.ones(500))
+    three, eight = sent(3), sent(8)
+    assert int(three["n"]) == 3
+    np.testing.assert_allclose(three["w"], 2 * attacks.canary_direction(three, 3, seed=1)["w"], rtol=1e-6)
+    assert float(jnp.linalg.norm(three["w"])) == pytest.approx(2.0, rel=1e-5)
+    # Two random directions in 500 dimensions: a cosine of five standard deviations is not one of them.
+    assert abs(float(three["w"] @ eight["w"])) / 4 < 5 / np.sqrt(500)
+    assert not np.allclose(three["w"], 2 * attacks.canary_direction(three, 3, seed=2)["w"])
+
+
+@pytest.mark.slow
+def test_noise_that_is_not_what_it_says_is_caught_in_a_run():
+    found = ftx.audit(experiment(0.2, claimed=20.0), 1, BUDGET, **OPTIONS)
+    assert found.claimed == ftx.privacy.epsilon(20.0, 1.0, 1, 1e-5)
+    assert found.refuted and found.epsilon > 1
+    # By the toss of a coin; a canary that joined moved the mean over 10 by its own direction.
+    assert found.scores_in.size + found.scores_out.size == 300 and 110 < found.scores_in.size < 190
+    # Others' directions add to a score about sqrt(150 / 4000) of its own, noise 0.2.
+    assert found.scores_in.mean() == pytest.approx(0.1, abs=0.1 * 5 * 0.3 / np.sqrt(110))
+    assert found.scores_out.mean() == pytest.approx(0.0, abs=0.1 * 5 * 0.3 / np.sqrt(110))
+    assert found._replace(claimed=ftx.privacy.epsilon(0.2, 1.0, 1, 1e-5)).refuted is False
+
+
+@pytest.mark.slow
+def test_true_noise_is_not_refuted_over_rounds_and_poisson_cohorts():
+    poisson = ftx.data.poisson_cohorts(0.5)
+    private = experiment(4.0, claimed=4.0)
+    private = ftx.Experiment(
+        private.make_algorithm, train=private.train, cohorts=poisson, local=ftx.data.LocalWork(batch_size=1), seed=2
+    )
+    found = ftx.audit(private, 10, BUDGET, **OPTIONS)
+    assert not found.refuted
+    # A run with so much less noise than that tells its canaries.
+    loud = ftx.Experiment(
+        experiment(0.3, claimed=0.3).make_algorithm, train=private.train, cohorts=poisson, local=private.local, seed=2
+    )
+    assert ftx.audit(loud, 10, BUDGET, **OPTIONS).epsilon > 1
