@@ -32,8 +32,8 @@ def audit(
     """Runs a private experiment with canaries among its clients and returns a lower bound on its epsilon beside what it claims.
 
     Each canary joins the clients by the toss of a coin, for the whole run; one that has joined is drawn into cohorts as others
-    are, rides in the lanes, and sends a direction of its own (``ftx.attacks.canaries``, arXiv 2302.03098). Its score is how far the
-    parameters have gone in that direction when the run ends. All scores are of one run, and make a bound by arXiv 2305.08846.
+    are, rides in the lanes, and sends a direction of its own (``ftx.attacks.canaries``, arXiv 2302.03098). Its score is how far
+    the parameters have gone in that direction when the run ends. All scores are of one run, and make a bound by arXiv 2305.08846.
 
     The bound is of the run with canaries, which is not a run to use: they disturb it, and in its claim they count as clients. It
     looks at the last parameters only. Where there are not some times more parameters than canaries, it is weak.
