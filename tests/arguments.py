@@ -700,6 +700,16 @@ TABLE = {
         {"task": TASK, "client_learning_rate": 0.1},
         {**task, **server, "client_learning_rate": rate},
     ),
+    ftx.aggregation.adaptive_clip: (
+        {"quantile": 0.5},
+        {
+            "behind": [],
+            "quantile": ["half", 1.5],
+            "first_norm": [*rate, 0.0],
+            "learning_rate": rate,
+            "count_share": [*rate, 0.0, 1.0],
+        },
+    ),
     ftx.aggregation.aggregate: (
         {"aggregator": ftx.aggregation.mean(), "stacked_updates": UPDATES, "weights": [1.0, 1.0]},
         {
@@ -717,9 +727,13 @@ TABLE = {
         {"aggregator": ftx.aggregation.integer_mean(1.0, 0.5, 4), "clients": 3},
         {"clients": [5]},
     ),
+    ftx.aggregation.clip_layers: (
+        {"max_norm": 1.0},
+        {"max_norm": [*rate, 0.0, {}, {3: 1.0}, {"*": "fast"}, {"a": 1.0, "*": -1.0}]},
+    ),
     ftx.aggregation.clip_norm: ({"max_norm": 1.0}, {"max_norm": rate}),
     ftx.aggregation.drive: ({}, {}),
-    ftx.aggregation.fixed_mean: ({"denominator": 1.0}, {"denominator": rate}),
+    ftx.aggregation.fixed_mean: ({"denominator": 1.0}, {"denominator": rate, "max_weight": [*rate, 0.0]}),
     ftx.aggregation.gaussian_noise: ({"noise_multiplier": 1.0}, {"noise_multiplier": rate}),
     ftx.aggregation.geometric_median: ({}, {"num_iterations": count, "smoothing": ["little", 0.0]}),
     ftx.aggregation.integer_mean: (

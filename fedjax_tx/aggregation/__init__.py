@@ -1,9 +1,10 @@
 """How updates become one: reductions, and stages to chain before and behind them."""
 
+from fedjax_tx.aggregation.adaptive_clip import adaptive_clip
 from fedjax_tx.aggregation.apply import aggregate
 from fedjax_tx.aggregation.center import centered_clip, geometric_median
 from fedjax_tx.aggregation.chain import chain, check_complete, check_max_clients, stage
-from fedjax_tx.aggregation.clip import clip_norm, zero_norm
+from fedjax_tx.aggregation.clip import clip_layers, clip_norm, zero_norm
 from fedjax_tx.aggregation.compression import drive, top_k
 from fedjax_tx.aggregation.coordinates import median, trimmed_mean
 from fedjax_tx.aggregation.integers import integer_mean
@@ -14,12 +15,14 @@ from fedjax_tx.aggregation.noise import gaussian_noise
 from fedjax_tx.aggregation.parts import parts
 
 __all__ = [
+    "adaptive_clip",
     "aggregate",
     "bulyan",
     "centered_clip",
     "chain",
     "check_complete",
     "check_max_clients",
+    "clip_layers",
     "clip_norm",
     "drive",
     "fixed_mean",

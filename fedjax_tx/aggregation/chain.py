@@ -7,7 +7,8 @@ rows, such as nearest-neighbour mixing, everything happens at the server, row by
 
 What can't work is refused when the chain is built, by the stages' names: no reduction, or two; a stage that must see each message
 beside one that lets the server see only sums; one that reads the update behind one that packed it; noise where one client's
-influence has no bound.
+influence has no bound; clipping behind the reduction, where it would clip nothing, and noise in front of it, which would be
+scaled for a summand and added to a mean.
 """
 
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def chain(*stages: Aggregator) -> Aggregator:
     stages = _join_behind_rows(stages)
     reducer = _find_reduction(stages)
     stages, bound = _calibrate(stages)
+    _refuse_other_side(stages, reducer)
     before = stages[: reducer + 1]
     _refuse_hidden(before)
     _refuse_packed(before)
@@ -219,6 +221,17 @@ def _joint_noise(stages: tuple[Aggregator, ...]) -> float | Array | None:
     """The noise of all stages together, over the one bound: their variances add up."""
     squares = [stage.noise_multiplier**2 for stage in stages if stage.noise_multiplier is not None]
     return sum(squares) ** 0.5 if squares else None
+
+
+def _refuse_other_side(stages: tuple[Aggregator, ...], reducer: int) -> None:
+    """Refuses stages of the client behind the reduction, and of the aggregate in front: there their bounds would be false."""
+    reduction = stages[reducer].name
+    for stage in stages[:reducer]:
+        if stage.encode is unchanged and stage.receive is as_is and stage.decode is not passed_on:
+            raise ValueError(f"expected {stage.name} behind {reduction}, since it changes the aggregate, got it in front")
+    for stage in stages[reducer + 1 :]:
+        if stage.encode is not unchanged:
+            raise ValueError(f"expected {stage.name} in front of {reduction}, since it works at the client, got it behind")
 
 
 def _refuse_hidden(before: tuple[Aggregator, ...]) -> None:

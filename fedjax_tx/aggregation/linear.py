@@ -34,14 +34,19 @@ def mean(*, weighted: bool = True) -> Aggregator:
     return stage(name, encode=encode, reduce=Linear(weighted=weighted), decode=decode, reads_update=False)
 
 
-def fixed_mean(denominator: float | Array) -> Aggregator:
+def fixed_mean(denominator: float | Array, max_weight: float | Array | None = None) -> Aggregator:
     """The sum of the updates over a number that does not depend on who came: the mean of differential privacy.
 
     Each client counts once, whatever its weight (a weight of 0 still takes no part). One client changes the result by at most
     its own norm over the denominator, so noise can be calibrated behind it. A round to which nobody came gives 0, and counts.
 
+    With ``max_weight`` a client counts by its weight up to that, min(n_k, max_weight), as arXiv 1710.06963 has it: closer to the
+    weighted mean, but noise is then for the heaviest, max_weight times what one of weight 1 can change.
+
     Args:
-      denominator: > 0, as a rule the expected number of clients.
+      denominator: > 0, as a rule the expected number of clients, or with ``max_weight`` their expected bounded weights' sum:
+        a number known beforehand, never one of the data that is to be protected.
+      max_weight: > 0; None: all count alike.
 
     Example:
       >>> import fedjax_tx as ftx
@@ -50,18 +55,24 @@ def fixed_mean(denominator: float | Array) -> Aggregator:
       1.25
     """
     check.number("denominator", denominator, above=0)
+    if max_weight is not None:
+        check.number("max_weight", max_weight, above=0)
+    heaviest = 1.0 if max_weight is None else max_weight
+
+    def bounded(update, weight, shared, client_state, client_key, round_key):
+        return update, jnp.minimum(weight, heaviest), client_state
 
     def decode(reduced, totals, state, key):
         return jax.tree.map(lambda leaf: leaf / denominator, reduced), state, {}
 
     return stage(
-        f"fixed_mean({denominator})",
-        encode=_count_once,
-        reduce=Linear(),
+        f"fixed_mean({denominator}{'' if max_weight is None else f', max_weight={max_weight}'})",
+        encode=_count_once if max_weight is None else bounded,
+        reduce=Linear(weighted=max_weight is not None),
         decode=decode,
         releases_empty=True,
         reads_update=False,
-        sensitivity=lambda bound: None if bound is None else bound / denominator,
+        sensitivity=lambda bound: None if bound is None else bound * heaviest / denominator,
     )
 
 

@@ -20,6 +20,11 @@ TABLE = {
     "parts": (lambda: agg.parts(a=agg.mean(), b=agg.mean()), EVERY),
     "parts mixed": (lambda: agg.parts(a=agg.median(), b=agg.mean()), EVERY - {"weighs"}),
     "fixed_mean": (lambda: agg.fixed_mean(CLIENTS), EVERY - {"weighs", "shifts"}),
+    "fixed_mean of weights": (lambda: agg.fixed_mean(CLIENTS, max_weight=60), EVERY - {"shifts"}),
+    "clip_layers": (lambda: agg.chain(agg.clip_layers({"a": 1.0, "b/*": 2.0}), agg.mean()), {"permutes", "weighs"}),
+    "clip_layers far": (lambda: agg.chain(agg.clip_layers(1e9), agg.mean()), EVERY),
+    "adaptive_clip": (lambda: agg.adaptive_clip(agg.mean(), first_norm=2.0), {"permutes", "weighs"}),
+    "adaptive_clip far": (lambda: agg.adaptive_clip(agg.mean(), first_norm=1e9), EVERY),
     "clip_norm": (lambda: agg.chain(agg.clip_norm(2.0), agg.mean()), {"permutes", "weighs"}),
     "clip_norm far": (lambda: agg.chain(agg.clip_norm(1e9), agg.mean()), EVERY),
     "zero_norm": (lambda: agg.chain(agg.zero_norm(2.0), agg.mean()), {"permutes", "weighs"}),
@@ -39,6 +44,10 @@ TABLE = {
     "bulyan": (lambda: agg.bulyan(1), EVERY - {"weighs"}),
     "nearest_neighbor_mixing": (lambda: agg.chain(agg.nearest_neighbor_mixing(2), agg.median()), EVERY - {"weighs"}),
     "noise": (lambda: agg.chain(agg.clip_norm(2.0), agg.fixed_mean(CLIENTS), agg.gaussian_noise(1.0)), {"permutes"}),
+    "adaptive_clip noise": (
+        lambda: agg.adaptive_clip(agg.fixed_mean(CLIENTS), agg.gaussian_noise(1.0), first_norm=2.0),
+        {"permutes"},
+    ),
     "noise of 0": (
         lambda: agg.chain(agg.clip_norm(1e9), agg.fixed_mean(CLIENTS), agg.gaussian_noise(0.0)),
         {"permutes", "agrees", "scales"},
@@ -48,6 +57,12 @@ TABLE = {
 
 # Rules built of what other rows show, each of which compiles its own sorts and products.
 SLOW = {
+    "fixed_mean of weights",
+    "clip_layers",
+    "clip_layers far",
+    "adaptive_clip",
+    "adaptive_clip far",
+    "adaptive_clip noise",
     "trimmed_mean of all",
     "geometric_median",
     "centered_clip",
@@ -164,7 +179,7 @@ def test_a_key_decides_all_randomness(name):
     make, _ = TABLE[name]
     first, again = aggregate(make, updates(), key=3), aggregate(make, updates(), key=3)
     assert close(first, again, 0)
-    random = name in ("drive", "noise")
+    random = name in ("drive", "noise", "adaptive_clip noise")
     assert close(first, aggregate(make, updates(), key=4), 1e-6) != random
 
 

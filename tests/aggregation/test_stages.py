@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chances import has_scale
 
 from fedjax_tx import aggregation as agg
 
@@ -35,6 +36,46 @@ def test_an_update_beyond_a_norm_is_zeroed_over_all_leaves_and_one_at_it_stays()
     stacked = {"a": jnp.array([[3.0], [0.0], [jnp.nan]]), "b": jnp.array([[4.0], [5.1], [1.0]])}
     update, _, _ = agg.aggregate(agg.chain(agg.zero_norm(5.0), agg.mean()), stacked, [1.0, 1.0, 2.0])
     np.testing.assert_allclose([update["a"][0], update["b"][0]], [3 / 4, 4 / 4])
+
+
+def test_layers_are_clipped_each_to_its_norm_and_as_groups():
+    stacked = {"a": [jnp.array([[3.0]]), jnp.array([[4.0]])], "b": jnp.array([[0.5, 9.0]]), "c": jnp.array([[jnp.nan]])}
+    # The pair in a, of norm 5, is halved; b, of norm > 9, keeps its direction; c is not finite, and harms itself only.
+    by_pattern = agg.clip_layers({"a/*": 2.5, "b": np.hypot(0.5, 9.0) / 3, "*": 1.0})
+    update, _, _ = agg.aggregate(agg.chain(by_pattern, agg.mean()), stacked, [1.0])
+    have = [*update["a"][0], *update["a"][1], *update["b"], *update["c"]]
+    np.testing.assert_allclose(have, [1.5, 2.0, 0.5 / 3, 3.0, 0.0], rtol=1e-6)
+    # A number is that of all four leaves together: 2 / sqrt(4) for each.
+    update, _, _ = agg.aggregate(agg.chain(agg.clip_layers(2.0), agg.mean()), stacked, [1.0])
+    np.testing.assert_allclose([update["a"][0][0], update["a"][1][0], np.linalg.norm(update["b"])], [1.0, 1.0, 1.0], rtol=1e-6)
+
+
+def test_noise_behind_layers_is_that_of_the_root_of_the_sum_of_their_squared_norms():
+    for max_norm, together in ({"w": 3.0, "b": 4.0}, 5.0), (5.0, 5.0):
+        private = agg.chain(agg.clip_layers(max_norm), agg.fixed_mean(2), agg.gaussian_noise(0.5))
+        _, _, info = agg.aggregate(private, {"w": jnp.zeros((2, 3)), "b": jnp.zeros((2, 1))}, jnp.ones(2))
+        np.testing.assert_allclose(info["noise_stddev"], 0.5 * together / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "message"),
+    [
+        ({"w": 1.0}, r"expected max_norm to have a pattern that 'b' matches, got \['w'\]"),
+        ({"*": 1.0, "w": 1.0}, r"expected a pattern of max_norm to be the first that one of \['b', 'w'\] matches, got 'w'"),
+    ],
+)
+def test_layers_that_fit_no_update_are_refused_by_name(max_norm, message):
+    with pytest.raises(ValueError, match=message):
+        agg.aggregate(agg.chain(agg.clip_layers(max_norm), agg.mean()), {"w": jnp.ones((1, 2)), "b": jnp.ones((1, 2))}, [1.0])
+
+
+def test_a_fixed_mean_of_weights_bounds_them_and_what_one_client_can_change():
+    # Weights 2, 3 (of 7) and 0: (2 * 1 + 3 * 4) / 10.
+    weighted = agg.fixed_mean(10, max_weight=3)
+    np.testing.assert_allclose(run(weighted, [[1.0], [4.0], [9.0]], [2.0, 7.0, 0.0])[0], [1.4], rtol=1e-6)
+    # One client of the greatest weight and norm changes the mean by 2 * 3 / 10: that is what noise of multiplier 1 stands for.
+    private = agg.chain(agg.clip_norm(2.0), weighted, agg.gaussian_noise(1.0))
+    np.testing.assert_allclose(run(private, [[1.0]])[1]["noise_stddev"], 0.6, rtol=1e-6)
 
 
 def test_a_fixed_mean_divides_by_its_denominator_whoever_came():
@@ -159,9 +200,7 @@ def test_noise_has_its_scale_and_no_other(factor, accepted):
     # s = clip / denominator = 4 / 20; z = 1.5: a standard deviation of 0.3, by a chi-square test at 1e-6 over 20,000 draws.
     private = agg.chain(agg.clip_norm(4.0), agg.fixed_mean(20), agg.gaussian_noise(1.5))
     noise, info = run(private, np.zeros((20, 20_000)))
-    size = noise.size
-    statistic = np.square(noise / (0.3 * factor)).sum()
-    assert (abs(statistic - size) < 4.9 * np.sqrt(2 * size)) == accepted
+    assert has_scale(noise, 0.3 * factor) == accepted
     np.testing.assert_allclose(info["noise_stddev"], 0.3, rtol=1e-6)
 
 
@@ -181,6 +220,22 @@ REFUSED = {
     "noise behind a mean over who came": (
         lambda: agg.chain(agg.clip_norm(1.0), agg.mean(), agg.gaussian_noise(1.0)),
         r"before gaussian_noise\(1.0\) to bound .*, got clip_norm\(1.0\), mean\(\)",
+    ),
+    "noise for the sum in front of a mean": (
+        lambda: agg.chain(agg.clip_norm(1.0), agg.gaussian_noise(1.0), agg.fixed_mean(10)),
+        r"expected gaussian_noise\(1.0\) behind fixed_mean\(10\), since it changes the aggregate, got it in front",
+    ),
+    "clipping behind the mean, which would clip nothing": (
+        lambda: agg.chain(agg.fixed_mean(10), agg.clip_norm(1.0), agg.gaussian_noise(1.0)),
+        r"expected clip_norm\(1.0\) in front of fixed_mean\(10\), since it works at the client, got it behind",
+    ),
+    "noise behind a clipping norm that no constant bounds": (
+        lambda: agg.chain(agg.adaptive_clip(agg.fixed_mean(10)), agg.gaussian_noise(1.0)),
+        r"before gaussian_noise\(1.0\) to bound .*, got adaptive_clip\(fixed_mean\(10\), quantile=0.5\)",
+    ),
+    "adaptive clipping, then a mean over who came, then noise": (
+        lambda: agg.adaptive_clip(agg.mean(), agg.gaussian_noise(1.0)),
+        r"before gaussian_noise\(1.0\) to bound .*, got adaptive_clip\(\), mean\(\)",
     ),
     "noise alone": (lambda: agg.chain(agg.gaussian_noise(1.0), agg.mean()), r"before gaussian_noise\(1.0\) .*, got nothing"),
     "messages behind a sum": (

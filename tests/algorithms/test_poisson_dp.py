@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import problems
 import pytest
+from chances import has_scale
 
 import fedjax_tx as ftx
 from fedjax_tx import aggregation as agg
@@ -123,11 +124,6 @@ def released_noise():
         noise.append(by_hand.as_vector(difference))
         infos.append(info)
     return np.asarray(noise), infos
-
-
-def has_scale(noise, stddev) -> bool:
-    """A chi-square test at about 1e-6: the sum of squares is size times the variance, give or take sqrt(2 size)."""
-    return abs(np.square(noise / stddev).sum() - noise.size) < 4.9 * np.sqrt(2 * noise.size)
 
 
 @pytest.mark.parametrize(("factor", "accepted"), [(1.0, True), (2 / 3, False), (3 / 2, False)])
