@@ -1,4 +1,26 @@
-"""Noise on the aggregate, calibrated to what one client can change."""
+"""Noise on the aggregate, calibrated to what one client can change.
+
+**What it promises.** JAX draws it by a counter-based generator, Threefry-2x32: each number is a function of a key and of its own
+place, and the key one of the seed, the round, the stage and the leaf. So it is the same on every device and in any order of
+work, and a round that is played again after a kill releases what it released, not a second draw of which one could take the mean.
+It is new in every round, leaf and coordinate. Tests hold its scale (two thirds and three halves of it are rejected), its shape,
+and that it is uncorrelated between rounds, coordinates and the parts of a split.
+
+**What it does not promise.** An epsilon is that of noise in real numbers from a source that nobody can guess. This one
+
+- is known to whoever knows the seed, who can then take it off; and a seed has 32 bits, few enough to try them all. The seed of an
+  experiment is there to repeat it, not to hide anything;
+- is the same in all that shares a seed: between two runs that differ in one client, between the settings of a sweep that ran side
+  by side, it cancels. Of those release one, and draw another seed for each data set that is to be protected;
+- is of single precision: a number of 2^23, none beyond 5.42 standard deviations, where one in 17 million should be; and rounding
+  leaves traces of what it was added to in the low bits of a sum (arXiv 2107.10138). No float is free of the latter, of whatever
+  precision;
+- is by a generator that is well tested in its statistics and was not made for cryptography.
+
+That is fit for research: to learn what privacy costs, and whether an attack or an audit succeeds. To release a model trained on
+people's data to those who would attack it, noise must be drawn as integers from a source that is cryptographically secure
+(arXiv 2004.00010), by whoever is trusted with the sum.
+"""
 
 import jax
 import jax.numpy as jnp

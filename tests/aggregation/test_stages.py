@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chances import has_scale
+from chances import has_scale, is_gaussian
 
 from fedjax_tx import aggregation as agg
 
@@ -202,6 +202,14 @@ def test_noise_has_its_scale_and_no_other(factor, accepted):
     noise, info = run(private, np.zeros((20, 20_000)))
     assert has_scale(noise, 0.3 * factor) == accepted
     np.testing.assert_allclose(info["noise_stddev"], 0.3, rtol=1e-6)
+
+
+def test_noise_is_gaussian_and_another_of_its_variance_is_not():
+    noise, _ = run(agg.chain(agg.clip_norm(4.0), agg.fixed_mean(20), agg.gaussian_noise(1.5)), np.zeros((20, 20_000)))
+    generator = np.random.default_rng(0)
+    wrong = generator.laplace(0, 0.3 / np.sqrt(2), 20_000), generator.uniform(-0.3 * np.sqrt(3), 0.3 * np.sqrt(3), 20_000)
+    np.testing.assert_allclose([other.std() for other in wrong], 0.3, rtol=0.05)
+    assert is_gaussian(noise, 0.3) and not any(is_gaussian(other, 0.3) for other in wrong)
 
 
 def test_noise_differs_between_leaves():
