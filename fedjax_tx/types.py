@@ -166,6 +166,36 @@ class Totals(NamedTuple):
     population: Int[Array, ""]
 
 
+class Participation(NamedTuple):
+    """How often a client takes part, at most.
+
+    min_separation: rounds from one time to the next, 1 where it may come in each. max_participations: times in all; None: any.
+    """
+
+    min_separation: int = 1
+    max_participations: int | None = None
+
+
+class Factorization(NamedTuple):
+    """How noise is correlated over the rounds of a run: what is released are rows of x + C^-1 Z, x the rounds' aggregates.
+
+    All of it follows from C x + Z by arithmetic, so one client is hidden by what it can change of C x as a whole. C is lower
+    triangular, so that a round needs the noise of those before it only.
+
+    name: for messages. rounds, participation: what C is made for. ``init(update) -> state``.
+    ``correlate(noise, state) -> (row, state)``: the next row of C^-1 Z, given that of Z: standard normal, shaped as an update.
+    ``sensitivity(rounds, participation)``: the L2 norm by which one client can change C x in so many rounds, if it takes part no
+    more often than that, each time with an update of norm 1.
+    """
+
+    name: str
+    rounds: int
+    participation: Participation
+    init: Callable[[PyTree], PyTree]
+    correlate: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+    sensitivity: Callable[[int, Participation], float]
+
+
 class Aggregator(NamedTuple):
     """How updates become one.
 
@@ -187,7 +217,8 @@ class Aggregator(NamedTuple):
     ``change_rows(rows, key) -> (rows, info)``, where given, changes the rows of all clients before what stands behind the stage,
     which then happens at the server; the rows' number and order stay.
     ``noise_multiplier``: of Gaussian noise that what leaves this stage has, its standard deviation over the bound at its place;
-    None: it has none.
+    None: it has none. ``factorization``: by which that noise is correlated over rounds; the bound is then that of all rounds
+    together. None: it is new in each.
     ``sums_only``: behind this stage the server sees only sums of messages.
     ``max_clients``: the most clients whose messages the reduction can take; None: any number.
     """
@@ -207,6 +238,7 @@ class Aggregator(NamedTuple):
     calibrate: Callable[[float | Array], "Aggregator"] | None = None
     change_rows: Callable[[Rows, Key[Array, ""]], tuple[Rows, Mapping[str, Array]]] | None = None
     noise_multiplier: float | Array | None = None
+    factorization: Factorization | None = None
     sums_only: bool = False
     reads_update: bool = True
     max_clients: int | None = None
@@ -326,6 +358,7 @@ class CohortSource(NamedTuple):
     ``repeats``: whether a cohort may hold a client more than once; room is then made for the largest client each time.
     ``max_version``: the greatest version that its cohorts hold; an algorithm that can't serve it is refused beforehand.
     ``sampling``: how clients are drawn where that is known to amplify privacy; None elsewhere.
+    ``participation``: how often a client comes at most, where the source sees to that; None elsewhere.
     """
 
     init: Callable[[int], PyTree]
@@ -336,6 +369,7 @@ class CohortSource(NamedTuple):
     repeats: bool = False
     max_version: int = 0
     sampling: Sampling | None = None
+    participation: Participation | None = None
 
 
 @dataclass(frozen=True)

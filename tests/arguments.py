@@ -30,6 +30,7 @@ LOW_RANK = problems.LOW_RANK
 HONEST = ftx.algorithms.fed_avg(TASK, SGD)
 EXPERIMENT = problems.experiment()
 BUDGET = ftx.privacy.Budget(delta=1e-5)
+TREE = ftx.privacy.tree_factorization(rounds=3)
 NOISY = ftx.aggregation.chain(ftx.aggregation.clip_norm(1.0), ftx.aggregation.fixed_mean(2), ftx.aggregation.gaussian_noise(1.0))
 METRICS = {"loss": (np.ones(2), np.ones(2))}
 HISTORY = [{"round": 1, "train/loss": 1.0}]
@@ -54,6 +55,7 @@ rate = ["fast", -1.0]
 aggregator = ["mean", ftx.aggregation.clip_norm(1.0)]
 beta = ["high", -0.1, 1.0]
 spending = {"sampling_rate": [*rate, 2.0], "rounds": ["4", -1], "delta": [*rate, 0.0, 1.0], "accountant": [3, "moments"]}
+limits = {**dict.fromkeys(["rounds", "min_separation", "max_participations"], count), "cache_dir": [3]}
 adaptive = {
     **task,
     **dict.fromkeys(["tau", "initial_accumulator", "server_learning_rate"], rate),
@@ -216,6 +218,16 @@ TABLE = {
             **{name: spending[name] for name in ("rounds", "delta")},
         },
     ),
+    ftx.privacy.epsilon_of_correlated_noise: (
+        {"noise_multiplier": 1.0, "factorization": TREE, "rounds": 2, "delta": 1e-5},
+        {
+            **{"noise_multiplier": rate, "factorization": [3], "participation": [3]},
+            **{name: spending[name] for name in ("rounds", "delta", "accountant")},
+        },
+    ),
+    ftx.privacy.blt_factorization: ({"rounds": 1}, limits),
+    ftx.privacy.banded_factorization: ({"rounds": 3, "min_separation": 1}, {**limits, "bands": [*count, 4]}),
+    ftx.privacy.tree_factorization: ({"rounds": 3}, {name: limits[name] for name in list(limits)[:3]}),
     ftx.privacy.calibrate_noise: (
         {"target_epsilon": 1.0, "sampling_rate": 0.1, "rounds": 2, "delta": 1e-5},
         {"target_epsilon": [*rate, 0], **spending, "population": [*count, 9], "max_clients": [*count, 9]},
@@ -339,6 +351,10 @@ TABLE = {
     ftx.data.power_of_choice_cohorts: (
         {"clients_per_round": 1, "candidates": 2, "weights": [1.0, 2.0]},
         {"clients_per_round": [*count, 3], "candidates": [*count, 3], "weights": [["big"], [1.0, -1.0]]},
+    ),
+    ftx.data.separated_cohorts: (
+        {"clients_per_round": 1, "min_separation": 2},
+        dict.fromkeys(["clients_per_round", "min_separation", "max_participations"], count),
     ),
     ftx.data.uniform_cohorts: ({"clients_per_round": 2}, {"clients_per_round": count}),
     ftx.data.weighted_cohorts: (
@@ -732,6 +748,10 @@ TABLE = {
         {"max_norm": [*rate, 0.0, {}, {3: 1.0}, {"*": "fast"}, {"a": 1.0, "*": -1.0}]},
     ),
     ftx.aggregation.clip_norm: ({"max_norm": 1.0}, {"max_norm": rate}),
+    ftx.aggregation.correlated_noise: (
+        {"noise_multiplier": 1.0, "factorization": TREE},
+        {"noise_multiplier": rate, "factorization": [3]},
+    ),
     ftx.aggregation.drive: ({}, {}),
     ftx.aggregation.fixed_mean: ({"denominator": 1.0}, {"denominator": rate, "max_weight": [*rate, 0.0]}),
     ftx.aggregation.gaussian_noise: ({"noise_multiplier": 1.0}, {"noise_multiplier": rate}),

@@ -7,6 +7,7 @@ from fedjax_tx.aggregation.chain import chain, check_complete, check_max_clients
 from fedjax_tx.aggregation.clip import clip_layers, clip_norm, zero_norm
 from fedjax_tx.aggregation.compression import drive, top_k
 from fedjax_tx.aggregation.coordinates import median, trimmed_mean
+from fedjax_tx.aggregation.correlated import correlated_noise
 from fedjax_tx.aggregation.integers import integer_mean
 from fedjax_tx.aggregation.krum import bulyan, krum, multi_krum
 from fedjax_tx.aggregation.linear import fixed_mean, mean, nothing, population_mean, total
@@ -24,6 +25,7 @@ __all__ = [
     "check_max_clients",
     "clip_layers",
     "clip_norm",
+    "correlated_noise",
     "drive",
     "fixed_mean",
     "gaussian_noise",

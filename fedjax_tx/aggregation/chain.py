@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from fedjax_tx import check, prng
 from fedjax_tx.aggregation.at_server import aggregate_rows
-from fedjax_tx.types import Aggregator, Stacked
+from fedjax_tx.types import Aggregator, Factorization, Stacked
 
 
 def chain(*stages: Aggregator) -> Aggregator:
@@ -78,6 +78,7 @@ def chain(*stages: Aggregator) -> Aggregator:
         name=f"chain({', '.join(stage.name for stage in stages)})",
         sensitivity=lambda entering: bound,
         noise_multiplier=_joint_noise(stages),
+        factorization=_correlation(stages),
         sums_only=any(stage.sums_only for stage in before),
         reads_update=any(stage.reads_update for stage in before),
         max_clients=min((stage.max_clients for stage in stages if stage.max_clients is not None), default=None),
@@ -221,6 +222,15 @@ def _joint_noise(stages: tuple[Aggregator, ...]) -> float | Array | None:
     """The noise of all stages together, over the one bound: their variances add up."""
     squares = [stage.noise_multiplier**2 for stage in stages if stage.noise_multiplier is not None]
     return sum(squares) ** 0.5 if squares else None
+
+
+def _correlation(stages: tuple[Aggregator, ...]) -> Factorization | None:
+    """How the noise is correlated over rounds; noise of another stage beside it would not be accounted for."""
+    noisy = [stage for stage in stages if stage.noise_multiplier is not None]
+    for stage in noisy:
+        if stage.factorization is not None and len(noisy) > 1:
+            raise ValueError(f"expected {stage.name} to be the only noise of a chain, got {', '.join(one.name for one in noisy)}")
+    return noisy[0].factorization if noisy else None
 
 
 def _refuse_other_side(stages: tuple[Aggregator, ...], reducer: int) -> None:

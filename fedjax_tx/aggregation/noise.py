@@ -24,11 +24,11 @@ people's data to those who would attack it, noise must be drawn as integers from
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from fedjax_tx import check, prng
 from fedjax_tx.aggregation.chain import stage
-from fedjax_tx.types import Aggregator
+from fedjax_tx.types import Aggregator, PyTree
 
 
 def gaussian_noise(noise_multiplier: float | Array) -> Aggregator:
@@ -56,14 +56,17 @@ def gaussian_noise(noise_multiplier: float | Array) -> Aggregator:
         stddev = noise_multiplier * bound
 
         def decode(reduced, totals, state, key):
-            leaves, structure = jax.tree.flatten(reduced)
-            noisy = [
-                leaf + stddev * jax.random.normal(prng.fold(key, "noise", number), leaf.shape, leaf.dtype)
-                for number, leaf in enumerate(leaves)
-            ]
-            return jax.tree.unflatten(structure, noisy), state, {"noise_stddev": jnp.float32(stddev)}
+            noisy = jax.tree.map(lambda leaf, drawn: leaf + stddev * drawn, reduced, standard_normal(reduced, key))
+            return noisy, state, {"noise_stddev": jnp.float32(stddev)}
 
         released = {"releases_empty": True, "noise_multiplier": noise_multiplier}
         return stage(name, decode=decode, sensitivity=lambda entering: entering, **released)
 
     return stage(name, calibrate=calibrate)
+
+
+def standard_normal(like: PyTree, key: Key[Array, ""]) -> PyTree:
+    """Returns independent standard normal numbers in the shapes and dtypes of ``like``."""
+    leaves, structure = jax.tree.flatten(like)
+    drawn = [jax.random.normal(prng.fold(key, "noise", number), leaf.shape, leaf.dtype) for number, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, drawn)

@@ -1,17 +1,22 @@
-"""What a run's noise promises: accounting of differential privacy; and what it keeps of that: audits."""
+"""What a run's noise promises: accounting of differential privacy, noise correlated over rounds; and what it keeps: audits."""
 
-from fedjax_tx.privacy.accounting import calibrate_noise, epsilon, epsilon_of_fixed_cohorts
+from fedjax_tx.privacy.accounting import calibrate_noise, epsilon, epsilon_of_correlated_noise, epsilon_of_fixed_cohorts
 from fedjax_tx.privacy.auditing import Audit, audit_aggregator, epsilon_lower_bound
 from fedjax_tx.privacy.budget import Budget, affordable_rounds, spending
+from fedjax_tx.privacy.factorization import banded_factorization, blt_factorization, tree_factorization
 
 __all__ = [
     "Audit",
     "Budget",
     "affordable_rounds",
     "audit_aggregator",
+    "banded_factorization",
+    "blt_factorization",
     "calibrate_noise",
     "epsilon",
     "epsilon_lower_bound",
+    "epsilon_of_correlated_noise",
     "epsilon_of_fixed_cohorts",
     "spending",
+    "tree_factorization",
 ]

@@ -9,6 +9,8 @@ Where a cohort has room for so many clients only (``max_clients`` of ``ftx.data.
 make room tell something of those who came (arXiv 2508.15089): then give ``population`` and ``max_clients``.
 Cohorts of a *fixed size*, drawn without replacement: ``epsilon_of_fixed_cohorts``, in which neighbours differ by replacing a
 client. One replaced can change a sum by 2 C, which is accounted for here: z stays relative to C.
+Noise that is *correlated* over rounds (DP-FTRL, arXiv 2103.00039): ``epsilon_of_correlated_noise``, in which neighbours differ by
+a client that sends zeros instead, whatever the cohorts, so long as it takes part no more often than is said.
 
 Accountants: ``"pld"``, privacy loss distributions (arXiv 2207.04380), nearly tight; ``"rdp"``, Rényi divergences (arXiv
 1702.07476), a looser upper bound and quick. All rounds count, whoever came: an epsilon is of the process and not of what
@@ -19,6 +21,7 @@ import functools
 import math
 
 from fedjax_tx import check
+from fedjax_tx.types import Factorization, Participation
 
 ACCOUNTANTS = ("pld", "rdp")
 INSTALL = "pip install 'fedjax-tx[privacy]'"
@@ -95,6 +98,48 @@ def epsilon_of_fixed_cohorts(
     )
     spent = accounting.rdp.RdpAccountant(neighboring_relation=accounting.NeighboringRelation.REPLACE_ONE)
     return float(spent.compose(accounting.SelfComposedDpEvent(event, rounds)).get_epsilon(delta))
+
+
+def epsilon_of_correlated_noise(
+    noise_multiplier: float,
+    factorization: Factorization,
+    rounds: int,
+    delta: float,
+    accountant: str = "pld",
+    *,
+    participation: Participation | None = None,
+) -> float:
+    """Returns epsilon after some rounds of ``ftx.aggregation.correlated_noise``: all of them are one Gaussian mechanism.
+
+    After all rounds that the factorisation is made for it is that of the noise multiplier, so that
+    ``calibrate_noise(target, sampling_rate=1.0, rounds=1, delta)`` finds the noise for a target; before, one client has changed
+    less.
+
+    Args:
+      noise_multiplier: z >= 0. factorization: such as ``blt_factorization(rounds)``. rounds: >= 0, at most those of it.
+      delta, accountant: as of ``epsilon``.
+      participation: how often a client takes part at most; by default what the factorisation is made for.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong type or out of range.
+      ModuleNotFoundError: if ``dp-accounting`` is not installed.
+
+    Example:
+      >>> from fedjax_tx.privacy import tree_factorization
+      >>> tree = tree_factorization(rounds=1600, max_participations=1)
+      >>> round(epsilon_of_correlated_noise(1.0, tree, rounds=1600, delta=1e-6, accountant="rdp"), 2)
+      5.22
+    """
+    check.number("noise_multiplier", noise_multiplier, low=0)
+    check.instance("factorization", factorization, Factorization, "a Factorization, such as blt_factorization(rounds=100)")
+    _check_run(1.0, rounds, delta, accountant)
+    check.instance("participation", participation, (Participation, type(None)), "a Participation")
+    planned = factorization.participation
+    spent = factorization.sensitivity(rounds, planned if participation is None else participation)
+    if spent == 0:
+        return 0.0
+    whole = factorization.sensitivity(factorization.rounds, planned)
+    return epsilon(noise_multiplier * whole / spent, 1.0, 1, delta, accountant)
 
 
 def calibrate_noise(

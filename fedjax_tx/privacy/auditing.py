@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from fedjax_tx import check, prng, tree
 from fedjax_tx.aggregation import check_complete
 from fedjax_tx.aggregation.apply import aggregate_arrays
-from fedjax_tx.privacy.accounting import INSTALL, epsilon
+from fedjax_tx.privacy.accounting import INSTALL, epsilon, epsilon_of_correlated_noise
 from fedjax_tx.types import Aggregator, PyTree
 
 METHODS = ("clopper_pearson", "one_run")
@@ -121,11 +121,19 @@ def audit_aggregator(
     check.number("confidence", confidence, above=0.5, below=1)
     key = prng.fold(prng.root(check.integer("seed", seed, low=0, high=2**32 - 1)), "audit")
     scores = np.asarray(_trials(aggregator, canary, clients, trials, key))
-    noise = aggregator.noise_multiplier
-    claimed = math.inf if noise is None else epsilon(float(noise), sampling_rate=1.0, rounds=1, delta=delta)
     inside, outside = scores[0::2], scores[1::2]
     bound = epsilon_lower_bound(inside, outside, delta, method="clopper_pearson", confidence=confidence)
-    return Audit(bound, claimed, delta, confidence, inside, outside)
+    return Audit(bound, _claimed(aggregator, delta), delta, confidence, inside, outside)
+
+
+def _claimed(aggregator: Aggregator, delta: float) -> float:
+    """The accountant's epsilon of a first round to which all come."""
+    noise = aggregator.noise_multiplier
+    if noise is None:
+        return math.inf
+    if aggregator.factorization is not None:
+        return epsilon_of_correlated_noise(float(noise), aggregator.factorization, 1, delta)
+    return epsilon(float(noise), sampling_rate=1.0, rounds=1, delta=delta)
 
 
 def _trials(aggregator: Aggregator, canary: PyTree, clients: int, trials: int, key):

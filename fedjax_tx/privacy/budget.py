@@ -1,9 +1,10 @@
 """The privacy that a run spends, read off what it does: its aggregators' noise and how its cohorts are drawn.
 
 Nothing is said twice, so nothing can be said wrong: the noise multiplier is that of the chain that aggregates, the sampling
-that of the cohort source, the limit of a cohort that of its capacity. What can't be accounted for is refused with the reason: an
-aggregate without noise, more than one aggregate a round, cohorts of unknown sampling, clients who remember something (what they
-send then depends on when they came before, which accountants of sampling do not look at).
+that of the cohort source, the limit of a cohort that of its capacity; where noise is correlated over rounds, a client takes part
+as often as its source allows. What can't be accounted for is refused with the reason: an aggregate without noise, more than one
+aggregate a round, cohorts of unknown sampling, clients who remember something (what they send then depends on when they came
+before, which accountants of sampling do not look at).
 
 **Not covered**: everything that is told without noise. That is the mean training loss and all other ``train/``, ``server/`` and
 ``aggregation/`` numbers of a run's records, an evaluation on clients' data, and the choice among several runs. Publish the
@@ -15,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedjax_tx import check
-from fedjax_tx.privacy.accounting import ACCOUNTANTS, epsilon, epsilon_of_fixed_cohorts
-from fedjax_tx.types import Aggregator, CohortSource
+from fedjax_tx.privacy.accounting import ACCOUNTANTS, epsilon, epsilon_of_correlated_noise, epsilon_of_fixed_cohorts
+from fedjax_tx.types import Aggregator, CohortSource, Factorization
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Budget:
     Args:
       delta: between 0 and 1, well under one over the number of clients.
       epsilon: the run ends before the round that would exceed it; None: it is only accounted for.
-      accountant: ``"pld"`` or ``"rdp"``, for Poisson cohorts; those of a fixed size are always accounted for by RDP.
+      accountant: ``"pld"`` or ``"rdp"``; cohorts of a fixed size behind noise that is new in each round always by RDP.
 
     Raises:
       TypeError, ValueError: if an argument is of the wrong type or out of range.
@@ -77,6 +78,8 @@ def spending(
         expected = "to have noise, such as chain(clip_norm(1.0), fixed_mean(100), gaussian_noise(1.0))"
         check.fail_value("aggregators[0] of a private run", expected, aggregators[0].name)
     noise = float(noise)
+    if aggregators[0].factorization is not None:
+        return _spending_correlated(budget, noise, aggregators[0].factorization, cohorts)
     rate, size = (None, None) if cohorts.sampling is None else cohorts.sampling
     if size is not None:
         return lambda rounds: epsilon_of_fixed_cohorts(noise, size, num_clients, rounds, budget.delta)
@@ -86,6 +89,17 @@ def spending(
     room = cohorts.max_clients(num_clients)
     limits = {"population": num_clients, "max_clients": room} if room < num_clients else {}
     return lambda rounds: epsilon(noise, rate, rounds, budget.delta, budget.accountant, **limits)
+
+
+def _spending_correlated(
+    budget: Budget, noise: float, factorization: Factorization, cohorts: CohortSource
+) -> Callable[[int], float]:
+    """Noise that is correlated over rounds: what counts is how often a client comes at most, as the source itself sees to."""
+    if cohorts.participation is None:
+        expected = "to bound how often a client takes part, as separated_cohorts does"
+        check.fail_value(f"the cohorts of a private run by {factorization.name}", expected, cohorts.description)
+    more = {"participation": cohorts.participation}
+    return lambda rounds: epsilon_of_correlated_noise(noise, factorization, rounds, budget.delta, budget.accountant, **more)
 
 
 def affordable_rounds(spent: Callable[[int], float], target: float, rounds: int) -> int:

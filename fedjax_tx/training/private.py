@@ -45,6 +45,8 @@ def plan_rounds(experiment: Experiment, first: RoundState, rounds: int, budget: 
             "expected the clients of a private run to remember nothing from round to round, got a method with states"
         )
 
+    spent(rounds)  # what can't be accounted for to the end is refused here
+
     def told(done: int) -> dict[str, float]:
         return {"epsilon": spent(done), "delta": budget.delta}
 

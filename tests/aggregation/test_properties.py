@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_tx import aggregation as agg
+from fedjax_tx.privacy import tree_factorization
 
 CLIENTS = 8
 
@@ -48,6 +49,10 @@ TABLE = {
         lambda: agg.adaptive_clip(agg.fixed_mean(CLIENTS), agg.gaussian_noise(1.0), first_norm=2.0),
         {"permutes"},
     ),
+    "correlated noise": (
+        lambda: agg.chain(agg.clip_norm(2.0), agg.fixed_mean(CLIENTS), agg.correlated_noise(1.0, tree_factorization(2))),
+        {"permutes"},
+    ),
     "noise of 0": (
         lambda: agg.chain(agg.clip_norm(1e9), agg.fixed_mean(CLIENTS), agg.gaussian_noise(0.0)),
         {"permutes", "agrees", "scales"},
@@ -63,6 +68,7 @@ SLOW = {
     "adaptive_clip",
     "adaptive_clip far",
     "adaptive_clip noise",
+    "correlated noise",
     "trimmed_mean of all",
     "geometric_median",
     "centered_clip",
@@ -179,7 +185,7 @@ def test_a_key_decides_all_randomness(name):
     make, _ = TABLE[name]
     first, again = aggregate(make, updates(), key=3), aggregate(make, updates(), key=3)
     assert close(first, again, 0)
-    random = name in ("drive", "noise", "adaptive_clip noise")
+    random = name in ("drive", "noise", "adaptive_clip noise", "correlated noise")
     assert close(first, aggregate(make, updates(), key=4), 1e-6) != random
 
 

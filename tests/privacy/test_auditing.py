@@ -85,3 +85,13 @@ def test_a_clip_that_does_not_clip_is_caught():
 def test_what_has_no_noise_claims_nothing():
     found = privacy.audit_aggregator(agg.mean(), CANARY, DELTA, trials=400)
     assert found.claimed == math.inf and not found.refuted and found.epsilon > 3
+
+
+@pytest.mark.slow
+def test_the_first_round_of_correlated_noise_is_audited_against_what_it_costs():
+    """Of 64 rounds' tree a client is in seven nodes and one of them is in round 1, whose noise is so much the larger."""
+    tree = privacy.tree_factorization(64, max_participations=1)
+    noisy = agg.chain(agg.clip_norm(1.0), agg.fixed_mean(10), agg.correlated_noise(0.5, tree))
+    found = privacy.audit_aggregator(noisy, CANARY, DELTA, trials=20_000)
+    assert found.claimed == privacy.epsilon(0.5 * math.sqrt(7), 1.0, 1, DELTA)
+    assert 0.4 * found.claimed < found.epsilon < found.claimed
