@@ -14,8 +14,7 @@ start) the rate is the best of ``rates`` by validation loss in one run of all ro
 each with its own partition. *Calibrated* is each of them after CCVR (arXiv 2106.05001). All that was tried is in cells/.
 
 Command: pip install -e '.[vision,sensors,studies]' && python experiments/transformer_vs_others.py
-Of images the scores are in README.md; signals and text are not measured yet. It leaves scores.md and scores.png; a finished cell
-stays, so a stopped run goes on.
+Hardware, time and scores: see README.md. It leaves scores.md and scores.png; a finished cell stays, so a stopped run goes on.
 """
 
 import functools
