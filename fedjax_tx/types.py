@@ -118,8 +118,8 @@ class ClientTrainer(NamedTuple):
 
     ``init_state(broadcast, key) -> state``: a client's state before its first round; ``()`` where it keeps none.
     ``start(broadcast, info, state) -> local``: receives the broadcast.
-    ``step(broadcast, info, local, batch, mask, key) -> local``: one batch; rows where ``mask`` is False are padding. The
-    executor keeps ``local`` as it was where no row is real.
+    ``step(broadcast, info, local, batch, mask, key) -> local``: one batch; rows where ``mask`` is False are padding. A drawn
+    batch (``LocalWork.expected_batch``) may have no real row; it is a step all the same.
     ``finish(broadcast, info, local) -> ClientResult``.
 
     All passes of an algorithm share one client state: it is made by the first pass's trainer, and each pass reads and
@@ -254,6 +254,9 @@ class LocalWork:
       steps: batches (the data is gone through as often as that takes). Exactly one of the two is given: an int for all
         clients, or an integer array with one entry for each client of the data set. By default one epoch.
       shuffle: a new order each epoch, derived from the seed, the round and the client; or the stored order.
+      expected_batch: > 0; batches are drawn, as the accountants of DP-SGD assume (Poisson sampling): in each of ``steps`` a
+        client's every example comes with the chance expected_batch / its number of examples, at most 1, on its own. Nobody may
+        come. ``batch_size`` is then the room: of more, a uniformly chosen part comes. None: epochs are cut into batches.
 
     Example:
       >>> LocalWork(batch_size=8, steps=10, shuffle=False).epochs is None
@@ -264,6 +267,7 @@ class LocalWork:
     epochs: int | np.ndarray | None = None
     steps: int | np.ndarray | None = None
     shuffle: bool = True
+    expected_batch: float | None = None
 
     def __post_init__(self):
         check.integer("batch_size", self.batch_size, low=1)
@@ -276,6 +280,11 @@ class LocalWork:
             if value is not None:
                 object.__setattr__(self, name, check.counts(name, value))
         check.boolean("shuffle", self.shuffle)
+        if self.expected_batch is not None:
+            check.number("expected_batch", self.expected_batch, above=0, high=self.batch_size)
+            if self.steps is None or not self.shuffle:
+                expected = "to be None without steps, or in stored order: batches that are drawn make no epochs"
+                check.fail_value("expected_batch", expected, self.expected_batch)
 
 
 class Pass(NamedTuple):

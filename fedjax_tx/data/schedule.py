@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from fedjax_tx import check, prng
+from fedjax_tx.data.batches import draw_batches, steps_of
 from fedjax_tx.data.packing import Packing, choose_halvings, count_slots, narrowings, pack
 from fedjax_tx.data.parts import Owners
 from fedjax_tx.types import Cohort, LocalWork
@@ -91,13 +92,15 @@ def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndar
         epochs = _per_client("epochs", work.epochs, sizes.size)
         return epochs * per_epoch, epochs * sizes
     steps = np.where(sizes > 0, _per_client("steps", work.steps, sizes.size), 0)
-    return steps, _rows_of(steps, sizes, work.batch_size)
+    return steps, _rows_of(steps, sizes, work)
 
 
-def _rows_of(steps: np.ndarray, sizes: np.ndarray, batch_size: int) -> np.ndarray:
-    """Over how many rows with repetition clients go in some steps; the last batch of an epoch may be short."""
-    epochs, rest = np.divmod(steps, np.maximum(-(-sizes // batch_size), 1))
-    return epochs * sizes + np.minimum(rest * batch_size, sizes)
+def _rows_of(steps: np.ndarray, sizes: np.ndarray, work: LocalWork) -> np.ndarray:
+    """Over how many rows with repetition clients go in some steps, at most; the last batch of an epoch may be short."""
+    if work.expected_batch is not None:
+        return steps * np.minimum(work.batch_size, sizes)
+    epochs, rest = np.divmod(steps, np.maximum(-(-sizes // work.batch_size), 1))
+    return epochs * sizes + np.minimum(rest * work.batch_size, sizes)
 
 
 def _share_of(steps: np.ndarray, work_done: np.ndarray) -> np.ndarray:
@@ -162,18 +165,24 @@ def make_schedule(
     work_done = np.asarray(cohort.work_done)
     if (work_done < 1).any():
         steps = _share_of(steps, work_done)
-        rows = _rows_of(steps, sizes, work.batch_size)
+        rows = _rows_of(steps, sizes, work)
     spans = np.maximum(steps, 1)
     packing = _pack(spans, capacity, None if owners is None else (owners.of(ids), owners.devices))
     device, lane, start, ends = packing
     num_ticks, narrow = (bounds.astype(np.int32) for bounds in (ends[:, 0], narrowings(ends, capacity.halvings)))
     first_rows = offsets[ids] if owners is None else owners.first_rows(ids, offsets)
-    starts = np.concatenate([[0], np.cumsum(rows)])
+    if work.expected_batch is None:
+        starts = np.concatenate([[0], np.cumsum(rows)])
+        used = _order(ids, first_rows, sizes, rows, starts, work.shuffle, seed, round_number)
+        first, count = _cut_epochs(spans, sizes, starts[:-1], rows, work.batch_size)
+    else:
+        used, first, count = draw_batches(ids, first_rows, sizes, steps, work, prng.host_bits(seed, "poisson", round_number))
     # Rows of a data set that no device holds may need more than 32 bits; only the host reads such numbers.
     order = np.zeros(capacity.rows, np.int32 if offsets[-1] < 2**31 else np.int64)
-    order[: starts[-1]] = _order(ids, first_rows, sizes, rows, starts, work.shuffle, seed, round_number)
+    order[: used.size] = used
     grid = np.zeros((4, devices, capacity.ticks, capacity.lanes), np.int32)
-    _fill(grid, device, lane, start, spans, sizes, starts[:-1], rows, work.batch_size)
+    client, step = steps_of(spans)
+    grid[:, device[client], start[client] + step, lane[client]] = first, count, client, step
     begin = [_events(start, lane, device == one, capacity) for one in range(devices)]
     end = [_events(start + spans - 1, lane, device == one, capacity) for one in range(devices)]
     arrays = (num_ticks, narrow, *grid, *map(np.stack, zip(*begin, strict=True)), *map(np.stack, zip(*end, strict=True)))
@@ -292,18 +301,14 @@ def _order(ids, first_rows, sizes, rows, starts, shuffle, seed, round_number) ->
     return shuffled[np.arange(starts[-1]) + np.repeat(full_starts - starts[:-1], rows)]
 
 
-def _fill(grid, device, lane, start, spans, sizes, row_starts, rows, batch_size) -> None:
-    """Writes first, count, slot and step of every (device, tick, lane) that is busy into ``grid`` [4, device, tick, lane]."""
-    client = np.repeat(np.arange(spans.size), spans)
-    step = np.arange(client.size) - np.repeat(np.cumsum(spans) - spans, spans)
+def _cut_epochs(spans, sizes, row_starts, rows, batch_size) -> tuple[np.ndarray, np.ndarray]:
+    """Where in ``order`` the batch of each of ``steps_of(spans)`` begins, and how many rows it has."""
+    client, step = steps_of(spans)
     per_epoch = np.maximum(-(-sizes // batch_size), 1)[client]
     epoch, within = np.divmod(step, per_epoch)
     taken = epoch * sizes[client] + within * batch_size
     count = np.minimum(batch_size, sizes[client] - within * batch_size)
-    count = np.clip(np.minimum(count, rows[client] - taken), 0, None)
-    where = (device[client], start[client] + step, lane[client])
-    for values, target in zip((row_starts[client] + taken, count, client, step), grid, strict=True):
-        target[where] = values
+    return row_starts[client] + taken, np.clip(np.minimum(count, rows[client] - taken), 0, None)
 
 
 def _events(

@@ -204,18 +204,20 @@ def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size,
     lane_infos = tree.take(infos, schedule.slot[number])
     batch |= _broadcast_rows(columns, lane_infos.covariates, batch_size)
     keys = jax.vmap(prng.fold)(lane_infos.key, schedule.step[number])
+    # Not by the mask: a drawn batch may be empty, and its step still counts. What a dry lane does nobody reads.
+    wanted = schedule.step[number] < lane_infos.num_steps
 
-    def step(info, local, batch, mask, key):
+    def step(wanted, info, local, batch, mask, key):
         stepped = a_pass.trainer.step(broadcast, info, local, batch, mask, key)
-        return tree.where(mask.any(), stepped, local)
+        return tree.where(wanted, stepped, local)
 
     if mask.shape[0] > 1:
-        return jax.vmap(step)(lane_infos, lanes, batch, mask, keys)
+        return jax.vmap(step)(wanted, lane_infos, lanes, batch, mask, keys)
     # A single lane goes without its axis, which would cost the step of a convolutional network a seventh of its time on a CPU.
-    one = tree.take((lane_infos, lanes, batch, mask, keys), 0)
+    one = tree.take((wanted, lane_infos, lanes, batch, mask, keys), 0)
     stepped = step(*one)
     if watch is not None:
-        watch("what it carries on", stepped, schedule.slot[number, 0], schedule.step[number, 0], one[2])
+        watch("what it carries on", stepped, schedule.slot[number, 0], schedule.step[number, 0], one[3])
     return jax.tree.map(lambda leaf: leaf[None], stepped)
 
 

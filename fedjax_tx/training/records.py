@@ -41,7 +41,7 @@ def describe(
         "seed": experiment.seed,
         "hyper": {name: float(value) for name, value in experiment.hyper.items()},
         "cohorts": experiment.cohorts.description,
-        "local": {name: _plain(getattr(local, name)) for name in ("batch_size", "epochs", "steps", "shuffle")},
+        "local": {name: _plain(getattr(local, name)) for name in ("batch_size", "epochs", "steps", "shuffle", "expected_batch")},
         "train": describe_data(experiment.train),
         "evaluate": {name: describe_data(data) for name, data in evaluate.items()},
         "evaluate_every": evaluate_every,
