@@ -168,7 +168,7 @@ TABLE = {
     ),
     ftx.data.LocalWork: (
         {"batch_size": 2, "epochs": 1},
-        {"batch_size": count, "epochs": [0.5, 0], "steps": [0.5, 0], "shuffle": ["yes"]},
+        {"batch_size": count, "epochs": [0.5, 0], "steps": [0.5, 0], "shuffle": ["yes"], "expected_batch": [*rate, 1.0]},
     ),
     ftx.data.all_clients: ({}, {}),
     ftx.devices.use_all_cores: ({}, {}),
@@ -228,6 +228,17 @@ TABLE = {
     ftx.privacy.blt_factorization: ({"rounds": 1}, limits),
     ftx.privacy.banded_factorization: ({"rounds": 3, "min_separation": 1}, {**limits, "bands": [*count, 4]}),
     ftx.privacy.tree_factorization: ({"rounds": 3}, {name: limits[name] for name in list(limits)[:3]}),
+    ftx.privacy.epsilon_of_examples: (
+        {"noise_multiplier": 1.0, "local": EXPERIMENT.local, "num_examples": 3, "rounds": 2, "delta": 1e-5},
+        {
+            **{"noise_multiplier": rate, "local": [8, ftx.data.LocalWork(2, steps=np.array([1]))], "num_examples": count},
+            **{name: spending[name] for name in ("rounds", "delta", "accountant")},
+        },
+    ),
+    ftx.privacy.epsilon_of_messages: (
+        {"noise_multiplier": 1.0, "rounds": 2, "delta": 1e-5},
+        {"noise_multiplier": rate, **{name: spending[name] for name in ("rounds", "delta", "accountant")}},
+    ),
     ftx.privacy.calibrate_noise: (
         {"target_epsilon": 1.0, "sampling_rate": 0.1, "rounds": 2, "delta": 1e-5},
         {"target_epsilon": [*rate, 0], **spending, "population": [*count, 9], "max_clients": [*count, 9]},
@@ -589,6 +600,10 @@ TABLE = {
     ),
     ftx.algorithms.fine_tune: ({"task": TASK, "client_optimizer": SGD}, {**task, "client_optimizer": optimizer}),
     ftx.algorithms.fit_temperature: ({"task": TASK}, task),
+    ftx.algorithms.dp_sgd: (
+        {"task": TASK, "client_optimizer": SGD, "clip_norm": 1.0, "noise_multiplier": 1.0, "denominator": 2.0},
+        {**averaged, "clip_norm": rate, "noise_multiplier": rate, "denominator": [*rate, 0.0]},
+    ),
     ftx.algorithms.ditto: (
         {"task": TASK, "client_optimizer": SGD, "personal_learning_rate": 0.1, "proximal_strength": 0.1},
         {**task, **server, "client_optimizer": optimizer, "personal_learning_rate": rate, "proximal_strength": rate},
@@ -761,6 +776,7 @@ TABLE = {
         {"max_value": rate, "resolution": rate, "max_clients": [*count, 2**31]},
     ),
     ftx.aggregation.krum: ({"num_byzantine": 1}, {"num_byzantine": ["1", -1]}),
+    ftx.aggregation.local_noise: ({"noise_multiplier": 1.0}, {"noise_multiplier": rate}),
     ftx.aggregation.mean: ({}, {"weighted": ["yes"]}),
     ftx.aggregation.median: ({}, {}),
     ftx.aggregation.multi_krum: (
@@ -791,6 +807,10 @@ TABLE = {
     ftx.clients.local_sgd: (
         {"task": TASK, "optimizer": SGD},
         {**task, "optimizer": optimizer, "change_gradient": [3], "gradient": [3]},
+    ),
+    ftx.clients.private_gradient: (
+        {"clip_norm": 1.0, "noise_multiplier": 1.0, "denominator": 2.0},
+        {"clip_norm": rate, "noise_multiplier": rate, "denominator": [*rate, 0.0]},
     ),
     ftx.clients.small_batches: ({"local": EXPERIMENT.local}, {"local": [8]}),
     ftx.clients.tuned_evaluation: (

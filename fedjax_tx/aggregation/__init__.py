@@ -11,6 +11,7 @@ from fedjax_tx.aggregation.correlated import correlated_noise
 from fedjax_tx.aggregation.integers import integer_mean
 from fedjax_tx.aggregation.krum import bulyan, krum, multi_krum
 from fedjax_tx.aggregation.linear import fixed_mean, mean, nothing, population_mean, total
+from fedjax_tx.aggregation.local_noise import local_noise
 from fedjax_tx.aggregation.mixing import nearest_neighbor_mixing
 from fedjax_tx.aggregation.noise import gaussian_noise
 from fedjax_tx.aggregation.parts import parts
@@ -32,6 +33,7 @@ __all__ = [
     "geometric_median",
     "integer_mean",
     "krum",
+    "local_noise",
     "mean",
     "median",
     "multi_krum",

@@ -6,6 +6,7 @@ from fedjax_tx.algorithms.ccvr import ccvr
 from fedjax_tx.algorithms.delayed_nesterov import delayed_nesterov
 from fedjax_tx.algorithms.diloco import diloco
 from fedjax_tx.algorithms.ditto import ditto
+from fedjax_tx.algorithms.dp_sgd import dp_sgd
 from fedjax_tx.algorithms.fed_ac import fed_ac
 from fedjax_tx.algorithms.fed_async import fed_async
 from fedjax_tx.algorithms.fed_avg import fed_avg
@@ -41,6 +42,7 @@ __all__ = [
     "delayed_nesterov",
     "diloco",
     "ditto",
+    "dp_sgd",
     "fed_ac",
     "fed_adagrad",
     "fed_adam",

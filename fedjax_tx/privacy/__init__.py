@@ -3,7 +3,9 @@
 from fedjax_tx.privacy.accounting import calibrate_noise, epsilon, epsilon_of_correlated_noise, epsilon_of_fixed_cohorts
 from fedjax_tx.privacy.auditing import Audit, audit_aggregator, epsilon_lower_bound
 from fedjax_tx.privacy.budget import Budget, affordable_rounds, spending
+from fedjax_tx.privacy.examples import epsilon_of_examples
 from fedjax_tx.privacy.factorization import banded_factorization, blt_factorization, tree_factorization
+from fedjax_tx.privacy.messages import epsilon_of_messages
 
 __all__ = [
     "Audit",
@@ -16,7 +18,9 @@ __all__ = [
     "epsilon",
     "epsilon_lower_bound",
     "epsilon_of_correlated_noise",
+    "epsilon_of_examples",
     "epsilon_of_fixed_cohorts",
+    "epsilon_of_messages",
     "spending",
     "tree_factorization",
 ]

@@ -53,6 +53,7 @@ TABLE = {
         lambda: agg.chain(agg.clip_norm(2.0), agg.fixed_mean(CLIENTS), agg.correlated_noise(1.0, tree_factorization(2))),
         {"permutes"},
     ),
+    "local noise": (lambda: agg.chain(agg.clip_norm(2.0), agg.local_noise(1.0), agg.mean()), {"permutes"}),
     "noise of 0": (
         lambda: agg.chain(agg.clip_norm(1e9), agg.fixed_mean(CLIENTS), agg.gaussian_noise(0.0)),
         {"permutes", "agrees", "scales"},
@@ -185,7 +186,7 @@ def test_a_key_decides_all_randomness(name):
     make, _ = TABLE[name]
     first, again = aggregate(make, updates(), key=3), aggregate(make, updates(), key=3)
     assert close(first, again, 0)
-    random = name in ("drive", "noise", "adaptive_clip noise", "correlated noise")
+    random = name in ("drive", "noise", "adaptive_clip noise", "correlated noise", "local noise")
     assert close(first, aggregate(make, updates(), key=4), 1e-6) != random
 
 

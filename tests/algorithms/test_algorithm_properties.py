@@ -86,6 +86,10 @@ def fed_sam(hyper):
     return algorithms.fed_sam(TASK, optax.sgd(RATE), hyper["rho"])
 
 
+def dp_sgd(hyper):
+    return algorithms.dp_sgd(TASK, optax.sgd(RATE), hyper["clip"], hyper["z"], 1)
+
+
 def diloco(hyper):
     return algorithms.diloco(TASK, optax.sgd(RATE, hyper["inner"]), hyper["rate"], momentum=hyper["outer"])
 
@@ -312,6 +316,14 @@ TABLE = {
     # Of clients who all move alike, the mean of the squares is the square of the mean.
     "fed_exp": Row(fed_exp, EVERY | {"limit", "memoryless", "single"}, changes=ALL, limit=ALIKE),
     "fed_sam": Row(fed_sam, EVERY | {"limit", "memoryless"}, {"rho": 0.1}, limit={"hyper": {"rho": 0.0}}),
+    # Batches of one are divided by one.
+    "dp_sgd": Row(
+        dp_sgd,
+        EVERY | {"limit", "memoryless"},
+        {"clip": 0.5, "z": 0.1},
+        changes={"local": ftx.data.LocalWork(batch_size=4, steps=3, expected_batch=1.5)},
+        limit={"hyper": {"clip": 1e9, "z": 0.0}, "local": ftx.data.LocalWork(batch_size=1, epochs=2)},
+    ),
     "diloco": Row(
         diloco,
         EVERY | {"limit"},
