@@ -172,7 +172,18 @@ TABLE = {
     ),
     ftx.data.all_clients: ({}, {}),
     ftx.devices.use_all_cores: ({}, {}),
-    ftx.privacy.Budget: ({"delta": 1e-5}, {"delta": [*rate, 0, 1.0], "epsilon": rate, "accountant": [3, "moments"]}),
+    ftx.privacy.Budget: (
+        {"delta": 1e-5},
+        {"delta": [*rate, 0, 1.0], "epsilon": rate, "accountant": [3, "moments"]}
+        | {"private_metrics": ["yes"], "max_metric": [*rate, 0.0], "metrics_noise": [*rate, 0.0]},
+    ),
+    ftx.privacy.with_private_metrics: (
+        {"algorithm": ftx.algorithms.fed_avg(TASK, SGD, aggregator=NOISY), "expected_clients": 2},
+        {
+            "algorithm": ["fed_avg", HONEST, ftx.algorithms.mime(TASK, SGD)],
+            **dict.fromkeys(["expected_clients", "max_metric", "metrics_noise"], [*rate, 0.0]),
+        },
+    ),
     ftx.privacy.spending: (
         {"budget": BUDGET, "aggregators": [NOISY], "cohorts": ftx.data.uniform_cohorts(2), "num_clients": 6},
         {

@@ -17,7 +17,8 @@ Here this is done by the shape of what travels. A client sends a vector of norm 
 and what stands behind treats it as one: noise of the multiplier z, calibrated to the norm 1. It is z that is accounted for.
 Divided by the factors again, sums of updates have noise of z_update C, z_update = z / sqrt(1 - count_share), and counts of
 sigma_b = z / (2 sqrt(count_share)), so the theorem's equation holds. The paper's sigma_b = m / 20, at m = 100 clients and z = 1,
-is a share of 0.01, our default.
+is a share of 0.01, our default. Noise that is correlated over rounds is as private in this place, but takes less back of what a
+round with another norm added.
 """
 
 from typing import NamedTuple

@@ -36,7 +36,8 @@ def parts(**aggregators: Aggregator) -> Aggregator:
 
     The state and the clients' states are dicts by part. A client takes part if it does in any of the parts. A part in which
     nobody does gives 0 and keeps its state, unless its aggregator releases something then (``releases_empty``). What the
-    aggregators report is merged; a name that several of them report becomes ``part/name``.
+    aggregators report is merged; a name that several of them report becomes ``part/name``. Where each part has noise, and
+    all of it is new in each round or correlated by one factorisation, the noise multiplier of all is (sum_i z_i^-2)^-1/2.
 
     Args:
       aggregators: one for each part of the updates, by the part's name.
@@ -67,6 +68,7 @@ def parts(**aggregators: Aggregator) -> Aggregator:
         decode=_decode(made),
         releases_empty=any(one.releases_empty for one in made.values()),
         name=f"parts({', '.join(f'{name}={one.name}' for name, one in made.items())})",
+        **_joint_noise(list(made.values())),
         sums_only=any(one.sums_only for one in made.values()),
         max_clients=min((one.max_clients for one in made.values() if one.max_clients is not None), default=None),
     )
@@ -114,6 +116,18 @@ def _decode(made: Mapping[str, Aggregator]) -> Callable:
         return aggregates, states, _merged(said)
 
     return decode
+
+
+def _joint_noise(made: list[Aggregator]) -> dict:
+    """The noise of all parts as one Gaussian mechanism, of multiplier (sum_i z_i^-2)^-1/2; nothing unless all are of one kind."""
+    joint, factorization = made[0].noise_multiplier, made[0].factorization
+    for one in made[1:]:
+        noise = one.noise_multiplier
+        if joint is None or noise is None or one.factorization != factorization:
+            return {}
+        zero = not isinstance(noise, jax.core.Tracer) and noise == 0
+        joint = 0.0 if zero else joint * noise / (joint**2 + noise**2) ** 0.5
+    return {"noise_multiplier": joint, "factorization": factorization}
 
 
 def _own_share(name: str, one: Aggregator, reduced: _Sent | Rows, totals: Totals) -> tuple[PyTree, Totals]:

@@ -6,6 +6,7 @@ from fedjax_tx.privacy.budget import Budget, affordable_rounds, spending
 from fedjax_tx.privacy.examples import epsilon_of_examples
 from fedjax_tx.privacy.factorization import banded_factorization, blt_factorization, tree_factorization
 from fedjax_tx.privacy.messages import epsilon_of_messages
+from fedjax_tx.privacy.metrics import with_private_metrics
 
 __all__ = [
     "Audit",
@@ -23,4 +24,5 @@ __all__ = [
     "epsilon_of_messages",
     "spending",
     "tree_factorization",
+    "with_private_metrics",
 ]

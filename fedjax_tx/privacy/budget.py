@@ -6,10 +6,13 @@ as often as its source allows. What can't be accounted for is refused with the r
 aggregate a round, cohorts of unknown sampling, clients who remember something (what they send then depends on when they came
 before, which accountants of sampling do not look at).
 
-**Not covered**: everything that is told without noise. That is the mean training loss and all other ``train/``, ``server/`` and
-``aggregation/`` numbers of a run's records, an evaluation on clients' data, and the choice among several runs. Publish the
-parameters only, or account for the rest by yourself. Noise is drawn from a counter-based generator as
-floats: that is fit for research, and not against who attacks its low bits (arXiv 2107.10138).
+**Covered** are the parameters after each round, and what is computed from them and from nothing else of the clients: ``server/``
+numbers. With ``Budget(private_metrics=True)`` also the means of the clients' metrics, ``train/private_loss`` and the like, which
+then take a part of the noise and are all that is told of the metrics (``metrics.py``).
+
+**Not covered** is everything that is told without noise: ``train/`` numbers otherwise, ``aggregation/`` numbers, how many
+clients, examples and steps there were, who was left out, an evaluation on clients' data, and the choice among several runs.
+Publish the parameters only, or account for the rest by yourself. What the noise itself promises, ``aggregation/noise.py`` says.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,6 +31,8 @@ class Budget:
       delta: between 0 and 1, well under one over the number of clients.
       epsilon: the run ends before the round that would exceed it; None: it is only accounted for.
       accountant: ``"pld"`` or ``"rdp"``; cohorts of a fixed size behind noise that is new in each round always by RDP.
+      private_metrics: whether clients report their training metrics through noise only; the run then has ``train/private_loss``
+        in place of ``train/loss``, and epsilon covers it. max_metric, metrics_noise: > 0, as of ``with_private_metrics``.
 
     Raises:
       TypeError, ValueError: if an argument is of the wrong type or out of range.
@@ -40,12 +45,18 @@ class Budget:
     delta: float
     epsilon: float | None = None
     accountant: str = "pld"
+    private_metrics: bool = False
+    max_metric: float = 10.0
+    metrics_noise: float = 5.0
 
     def __post_init__(self):
         check.number("delta", self.delta, above=0, below=1)
         if self.epsilon is not None:
             check.number("epsilon", self.epsilon, above=0)
         check.one_of("accountant", self.accountant, ACCOUNTANTS)
+        check.boolean("private_metrics", self.private_metrics)
+        check.number("max_metric", self.max_metric, above=0)
+        check.number("metrics_noise", self.metrics_noise, above=0)
 
 
 def spending(

@@ -1,15 +1,18 @@
 """A run that accounts for the privacy of its clients: how many rounds it can afford, and what it has spent."""
 
+import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 
 from fedjax_tx import check
-from fedjax_tx.privacy import Budget, affordable_rounds, spending
+from fedjax_tx.privacy import Budget, affordable_rounds, spending, with_private_metrics
 from fedjax_tx.simulation import Experiment, RoundState
 from fedjax_tx.simulation.round import resolve
+from fedjax_tx.types import FederatedAlgorithm, Hyper, MakeAlgorithm
 
 
 class Plan(NamedTuple):
@@ -26,7 +29,55 @@ class Plan(NamedTuple):
     note: str | None = None
 
 
-NOTE = "epsilon covers the parameters; train/, server/ and aggregation/ numbers and scores on clients' data have no noise"
+NOTE = (
+    "epsilon covers the parameters and server/ numbers; {}aggregation/ numbers, counts of clients, examples and steps, "
+    "and scores on clients' data have no noise"
+)
+
+
+def note(budget: Budget) -> str:
+    """Returns what epsilon covers, and what it does not."""
+    if budget.private_metrics:
+        return NOTE.format("train/ numbers, with noise of their own, are covered too; ")
+    return NOTE.format("train/ and ")
+
+
+@dataclass(frozen=True)
+class _MakeWithPrivateMetrics:
+    """An algorithm's maker, with its metrics private; equal to another of the same settings, so that they share a program."""
+
+    make_algorithm: MakeAlgorithm
+    expected_clients: float
+    max_metric: float
+    metrics_noise: float
+
+    def __call__(self, hyper: Hyper) -> FederatedAlgorithm:
+        algorithm = resolve(self.make_algorithm, hyper)
+        options = {"max_metric": self.max_metric, "metrics_noise": self.metrics_noise}
+        return with_private_metrics(algorithm, self.expected_clients, **options)
+
+
+def keep_metrics_private(experiment: Experiment, budget: Budget | None) -> Experiment:
+    """Returns the experiment that reports as the budget wants: the same, or with metrics that are told through noise only.
+
+    How many clients a round is expected to have, the cohorts' source says; where it does not, the run is refused anyway.
+    """
+    cohorts, num_clients = experiment.cohorts, experiment.train.num_clients
+    rate, size = (None, None) if cohorts.sampling is None else cohorts.sampling
+    expected = size if rate is None else rate * num_clients
+    if expected is None and cohorts.participation is not None:
+        expected = cohorts.max_clients(num_clients)
+    if budget is None or not budget.private_metrics or expected is None:
+        return experiment
+    maker = _MakeWithPrivateMetrics(experiment.make_algorithm, float(expected), budget.max_metric, budget.metrics_noise)
+    return dataclasses.replace(experiment, make_algorithm=maker)
+
+
+def described(budget: Budget | None) -> dict[str, float]:
+    """Returns what of a budget decides a run's records, by name."""
+    if budget is None or not budget.private_metrics:
+        return {}
+    return {"privacy.max_metric": budget.max_metric, "privacy.metrics_noise": budget.metrics_noise}
 
 
 def plan_rounds(experiment: Experiment, first: RoundState, rounds: int, budget: Budget | None) -> Plan:
@@ -51,11 +102,11 @@ def plan_rounds(experiment: Experiment, first: RoundState, rounds: int, budget: 
         return {"epsilon": spent(done), "delta": budget.delta}
 
     if budget.epsilon is None:
-        return Plan(rounds, told, note=NOTE)
+        return Plan(rounds, told, note=note(budget))
     afforded = affordable_rounds(spent, budget.epsilon, rounds)
     if afforded == 0:
         check.fail_value("privacy.epsilon", f"to pay for a round, which costs {spent(1):.4g}", budget.epsilon)
     if afforded == rounds:
-        return Plan(rounds, told, note=NOTE)
+        return Plan(rounds, told, note=note(budget))
     total = math.floor(1e4 * spent(afforded)) / 1e4
-    return Plan(afforded, told, f"privacy spent: epsilon {total:g} of {budget.epsilon:g} at delta {budget.delta:g}", NOTE)
+    return Plan(afforded, told, f"privacy spent: epsilon {total:g} of {budget.epsilon:g} at delta {budget.delta:g}", note(budget))

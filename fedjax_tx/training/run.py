@@ -22,7 +22,7 @@ from fedjax_tx.training import records
 from fedjax_tx.training.directory import Start, Store, no_store, open_store, read_choices, writing
 from fedjax_tx.training.interrupt import delayed_interrupt
 from fedjax_tx.training.ledger import bytes_a_client, charge, new_ledger
-from fedjax_tx.training.private import Plan, plan_rounds
+from fedjax_tx.training.private import Plan, described, keep_metrics_private, plan_rounds
 from fedjax_tx.training.progress import Reporter, make_reporter
 from fedjax_tx.training.stop import EarlyStop
 from fedjax_tx.types import Execution, PyTree
@@ -39,6 +39,7 @@ class RunResult(NamedTuple):
     ``examples``, ``steps``, what the server said, and where it was evaluated ``test/loss``, ``test/loss/client_p10`` ...
     ledger: costs so far; of a private run also ``epsilon`` and ``delta``. stopped: why it ended.
     client_metrics: ``{set: {metric: (value[client], weight[client])}}`` at the end.
+    privacy: what epsilon covers and what it does not; None where it is not accounted for.
     """
 
     params: PyTree
@@ -47,6 +48,7 @@ class RunResult(NamedTuple):
     ledger: dict[str, int | float]
     client_metrics: dict[str, ClientMetrics]
     stopped: str
+    privacy: str | None = None
 
 
 class _Setup(NamedTuple):
@@ -87,7 +89,7 @@ def run(
       execution: how it runs. run_dir: where to leave records and checkpoints; a run found there goes on.
       checkpoint_every: rounds between checkpoints, by default ``evaluate_every``. early_stop: when to end sooner.
       privacy: accounts for it in the ledger, and ends the run when it is spent: ``ftx.privacy.Budget(delta=1e-6, epsilon=8.0)``.
-        It covers the parameters, and none of the numbers in the records.
+        It covers the parameters, and of the metrics in the records those that it makes private; ``result.privacy`` says so.
       config: settings of the caller (plain values), kept and compared with the experiment's own.
       progress: whether to show live progress.
 
@@ -115,6 +117,7 @@ def run(
     check_run(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress)
     if privacy is not None:
         check.instance("privacy", privacy, Budget, "an ftx.privacy.Budget")
+    experiment = keep_metrics_private(experiment, privacy)
     directory = None if run_dir is None else Path(run_dir)
     mesh = resolve_mesh(execution)
     first = build_round(experiment, {}, 1, Execution(), mesh).init(init_params=init_params)
@@ -122,7 +125,7 @@ def run(
     evaluators = {name: make_evaluation(experiment, data, execution) for name, data in evaluate.items()}
     store, start = no_store(), Start(first, new_ledger(), [])
     if directory is not None or jax.process_count() > 1:
-        description = records.describe(experiment, first, evaluate, evaluate_every, config or {})
+        description = {**records.describe(experiment, first, evaluate, evaluate_every, config or {}), **described(privacy)}
         called = {"rounds": rounds, "run_dir": str(run_dir), "checkpoint_every": checkpoint_every, "execution": repr(execution)}
         processes.check_same("what is run", {**description, **called})
     if directory is not None:
@@ -189,7 +192,7 @@ def _run(setup: _Setup, start: Start) -> RunResult:
         client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
     privacy = {} if setup.plan.note is None else {"privacy": setup.plan.note}
     setup.store.finish({"stopped": stopped, "ledger": ledger, **privacy, **summarise_sets(client_metrics)})
-    return RunResult(_params(state), state, history, ledger, client_metrics, stopped)
+    return RunResult(_params(state), state, history, ledger, client_metrics, stopped, setup.plan.note)
 
 
 def _anywhere(interrupted: Callable[[], bool]) -> bool:
@@ -237,7 +240,8 @@ def _why_stop(setup: _Setup, history: list[dict[str, Any]]) -> str | None:
 
 def round_record(info: RoundInfo) -> dict[str, Any]:
     """What the history says of a round."""
-    scalars = {"server": info.server, "aggregation": info.aggregation}
+    said = {_full_name("server", name): value for name, value in info.server.items()}
+    said |= {_full_name("aggregation", name): value for name, value in info.aggregation.items()}
     record = {
         "round": info.round + 1,
         **{f"train/{name}": value for name, value in info.metrics.items()},
@@ -247,9 +251,14 @@ def round_record(info: RoundInfo) -> dict[str, Any]:
         "empty": info.empty,
         "not_finite": info.not_finite.tolist(),
         "dropped": info.dropped.size,
-        **{f"{group}/{name}": value for group, said in scalars.items() for name, value in said.items() if np.ndim(value) == 0},
+        **{name: value for name, value in said.items() if np.ndim(value) == 0},
     }
     return records.finite(record)
+
+
+def _full_name(group: str, name: str) -> str:
+    """What the server says of the clients' training belongs with it: private metrics do."""
+    return name if name.startswith("train/") else f"{group}/{name}"
 
 
 def _timing(state: RoundState, infos: list[RoundInfo], seconds: float, began: float) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """What a run spends, against the accountants called by hand; where it ends; and what is refused, with the reason."""
 
+import dataclasses
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -61,6 +63,21 @@ def test_noise_in_two_stages_is_one_of_their_joint_variance():
     assert agg.chain(agg.clip_norm(1.0), agg.mean()).noise_multiplier is None
 
 
+def test_parts_are_told_apart_by_the_noise_of_all_together():
+    # 1 / sqrt(1/9 + 1/16) = 2.4, and with a third of 2.4 that of two such.
+    assert agg.parts(a=noisy(3.0), b=noisy(4.0)).noise_multiplier == pytest.approx(2.4)
+    assert agg.parts(a=noisy(3.0), b=noisy(4.0), c=noisy(2.4)).noise_multiplier == pytest.approx(2.4 / np.sqrt(2))
+    assert agg.parts(a=noisy(0.0), b=noisy(0.0)).noise_multiplier == 0
+    assert agg.parts(a=noisy(3.0), b=agg.mean()).noise_multiplier is None
+    # Of noise correlated over rounds so is that of one factorisation; two kinds are no one mechanism.
+    trees = privacy.tree_factorization(3), privacy.tree_factorization(4)
+    short, long = (agg.chain(agg.clip_norm(1.0), agg.fixed_mean(2), agg.correlated_noise(3.0, tree)) for tree in trees)
+    both = agg.parts(a=short, b=short)
+    assert (both.noise_multiplier, both.factorization) == (pytest.approx(3 / np.sqrt(2)), trees[0])
+    for other in (long, noisy(3.0)):
+        assert agg.parts(a=short, b=other).noise_multiplier is None
+
+
 @pytest.mark.parametrize(
     ("cohorts", "aggregator", "message"),
     [
@@ -108,6 +125,64 @@ def test_a_run_ends_when_its_budget_is_spent_and_says_what_it_spent(tmp_path):
     assert summary["ledger"]["epsilon"] == spent(3) and "train/" in summary["privacy"]
     with pytest.raises(ValueError, match=r"expected privacy.epsilon to pay for a round, which costs .*, got 0.001"):
         ftx.run(EXPERIMENT, 9, privacy=privacy.Budget(delta=DELTA, epsilon=0.001), progress=False)
+
+
+def test_private_metrics_are_all_that_is_told_of_training_and_are_accounted_for(tmp_path):
+    budget = privacy.Budget(delta=DELTA, private_metrics=True, max_metric=4.0, metrics_noise=2.0, accountant="rdp")
+    options = {"progress": False, "execution": EXECUTION, "run_dir": tmp_path / "run"}
+    result = ftx.run(EXPERIMENT, 2, privacy=budget, **options)
+    assert [name for name in result.history[0] if name.startswith("train/")] == ["train/private_loss"]
+    assert result.ledger["epsilon"] == pytest.approx(privacy.epsilon(2.0 / np.sqrt(1 + 1 / 4), 1.0, 2, DELTA, "rdp"))
+    assert "train/ numbers, with noise of their own, are covered too" in result.privacy
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["privacy"] == result.privacy
+    # Rounds whose metrics had no noise don't go on as if they had, nor the other way round.
+    with pytest.raises(ValueError, match=r"but privacy.max_metric is 4.0 there and None here; privacy.metrics_noise is 2.0"):
+        ftx.run(EXPERIMENT, 3, privacy=privacy.Budget(delta=DELTA), **options)
+    # Without noise it is the mean loss over the six clients, of whom the one without examples stands in the middle.
+    silent = dataclasses.replace(EXPERIMENT, hyper={"noise": 0.0})
+    told = ftx.run(silent, 1, privacy=budget, progress=False, execution=EXECUTION)
+    round_fn = ftx.make_round(silent, EXECUTION)
+    state, info = round_fn(round_fn.init())
+    losses, weights = info.client_metrics["loss"]
+    expected = (losses[weights > 0].clip(0, 4).sum() + 2.0 * (weights == 0).sum()) / 6
+    assert told.history[0]["train/private_loss"] == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(told.params["w"], state.device.server.params["w"], rtol=1e-5, atol=1e-7)
+    assert told.ledger["epsilon"] == math.inf
+
+
+@pytest.mark.slow
+def test_an_adaptive_norm_is_state_of_the_run_and_goes_on_when_the_run_does(tmp_path):
+    def make(hyper):
+        adaptive = agg.adaptive_clip(agg.fixed_mean(6), agg.gaussian_noise(hyper["noise"]), first_norm=hyper["first_norm"])
+        return ftx.algorithms.fed_avg(problems.LOGISTIC, optax.sgd(0.1), aggregator=adaptive)
+
+    experiment = problems.experiment(make, hyper={"noise": 0.3, "first_norm": 0.5}, cohorts=HALF)
+    budget = privacy.Budget(delta=DELTA)
+    options = {"privacy": budget, "progress": False, "evaluate_every": 2, "execution": EXECUTION}
+    whole = ftx.run(experiment, 6, **options)
+    ftx.run(experiment, 4, run_dir=tmp_path / "run", **options)
+    again = ftx.run(experiment, 6, run_dir=tmp_path / "run", **options)
+    jax.tree.map(np.testing.assert_array_equal, whole.state.device, again.state.device)
+    norms = [record["aggregation/clip_norm"] for record in again.history]
+    assert norms == [record["aggregation/clip_norm"] for record in whole.history] and len(set(norms)) == 6
+    assert whole.ledger["epsilon"] == privacy.epsilon(0.3, 0.5, 6, DELTA) and whole.ledger == again.ledger
+    # Side by side in a sweep, each setting follows a norm of its own.
+    swept = ftx.sweep(experiment, 3, {"first_norm": [0.5, 0.1]}, progress=False)
+    alone = ftx.run(dataclasses.replace(experiment, hyper={"noise": 0.3, "first_norm": 0.1}), 3, progress=False)
+    have = [record["aggregation/clip_norm"] for record in swept.history[1]]
+    np.testing.assert_allclose(have, [record["aggregation/clip_norm"] for record in alone.history], rtol=1e-4)
+
+
+def test_private_metrics_have_noise_of_the_kind_that_the_updates_have():
+    tree = privacy.tree_factorization(4, max_participations=2)
+    correlated = agg.chain(agg.clip_norm(1.0), agg.fixed_mean(2), agg.correlated_noise(3.0, tree))
+    algorithm = ftx.algorithms.fed_avg(problems.LOGISTIC, optax.sgd(0.1), aggregator=correlated)
+    (one,) = privacy.with_private_metrics(algorithm, 2, metrics_noise=1.0).passes
+    assert (one.aggregator.noise_multiplier, one.aggregator.factorization) == (pytest.approx(3 / np.sqrt(2)), tree)
+    spent = spent_on(ftx.data.separated_cohorts(2, 2, max_participations=2), one.aggregator)
+    limits = ftx.data.separated_cohorts(2, 2, max_participations=2).participation
+    assert spent(4) == pytest.approx(privacy.epsilon_of_correlated_noise(3 / 2**0.5, tree, 4, DELTA, participation=limits))
 
 
 def test_clients_who_remember_are_refused():
