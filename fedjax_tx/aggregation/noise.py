@@ -12,9 +12,9 @@ and that it is uncorrelated between rounds, coordinates and the parts of a split
   experiment is there to repeat it, not to hide anything;
 - is the same in all that shares a seed: between two runs that differ in one client, between the settings of a sweep that ran side
   by side, it cancels. Of those release one, and draw another seed for each data set that is to be protected;
-- is of single precision: a number of 2^23, none beyond 5.42 standard deviations, where one in 17 million should be; and rounding
-  leaves traces of what it was added to in the low bits of a sum (arXiv 2107.10138). No float is free of the latter, of whatever
-  precision;
+- is of single precision: one of 2^23 numbers, none beyond 5.42 standard deviations, where one draw in 17 million should be; and
+  rounding leaves traces of what it was added to in the low bits of a sum (arXiv 2107.10138). No float is free of the latter, of
+  whatever precision;
 - is by a generator that is well tested in its statistics and was not made for cryptography.
 
 That is fit for research: to learn what privacy costs, and whether an attack or an audit succeeds. To release a model trained on
