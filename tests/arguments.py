@@ -246,6 +246,17 @@ TABLE = {
             **{name: spending[name] for name in ("rounds", "delta", "accountant")},
         },
     ),
+    **dict.fromkeys(
+        [ftx.privacy.epsilon_of_skellam, ftx.privacy.epsilon_of_discrete_gaussian],
+        (
+            {"noise_multiplier": 1.0, "max_norm": 1.0, "resolution": 0.1, "size": 4, "clients_per_round": 2, "population": 4}
+            | {"rounds": 2, "delta": 1e-5},
+            {
+                **{"noise_multiplier": rate, "max_norm": rate, "resolution": rate, "size": count, "clients_per_round": count},
+                **{"population": [*count, 1], "rounds": spending["rounds"], "delta": spending["delta"]},
+            },
+        ),
+    ),
     ftx.privacy.epsilon_of_messages: (
         {"noise_multiplier": 1.0, "rounds": 2, "delta": 1e-5},
         {"noise_multiplier": rate, **{name: spending[name] for name in ("rounds", "delta", "accountant")}},
@@ -787,6 +798,15 @@ TABLE = {
         {"max_value": rate, "resolution": rate, "max_clients": [*count, 2**31]},
     ),
     ftx.aggregation.krum: ({"num_byzantine": 1}, {"num_byzantine": ["1", -1]}),
+    **dict.fromkeys(
+        [ftx.aggregation.discrete_gaussian_mean, ftx.aggregation.skellam_mean],
+        (
+            {"noise_multiplier": 1.0, "num_clients": 2, "resolution": 0.1},
+            {"noise_multiplier": rate, "num_clients": count, "resolution": rate},
+        ),
+    ),
+    ftx.aggregation.rotate: ({}, {}),
+    ftx.aggregation.rounded_norm: ({"norm": 1.0, "size": 4}, {"norm": rate, "size": count}),
     ftx.aggregation.local_noise: ({"noise_multiplier": 1.0}, {"noise_multiplier": rate}),
     ftx.aggregation.mean: ({}, {"weighted": ["yes"]}),
     ftx.aggregation.median: ({}, {}),

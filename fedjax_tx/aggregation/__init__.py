@@ -8,6 +8,7 @@ from fedjax_tx.aggregation.clip import clip_layers, clip_norm, zero_norm
 from fedjax_tx.aggregation.compression import drive, top_k
 from fedjax_tx.aggregation.coordinates import median, trimmed_mean
 from fedjax_tx.aggregation.correlated import correlated_noise
+from fedjax_tx.aggregation.integer_noise import discrete_gaussian_mean, rounded_norm, skellam_mean
 from fedjax_tx.aggregation.integers import integer_mean
 from fedjax_tx.aggregation.krum import bulyan, krum, multi_krum
 from fedjax_tx.aggregation.linear import fixed_mean, mean, nothing, population_mean, total
@@ -15,6 +16,7 @@ from fedjax_tx.aggregation.local_noise import local_noise
 from fedjax_tx.aggregation.mixing import nearest_neighbor_mixing
 from fedjax_tx.aggregation.noise import gaussian_noise
 from fedjax_tx.aggregation.parts import parts
+from fedjax_tx.aggregation.rotation import rotate
 
 __all__ = [
     "adaptive_clip",
@@ -27,6 +29,7 @@ __all__ = [
     "clip_layers",
     "clip_norm",
     "correlated_noise",
+    "discrete_gaussian_mean",
     "drive",
     "fixed_mean",
     "gaussian_noise",
@@ -41,6 +44,9 @@ __all__ = [
     "nothing",
     "parts",
     "population_mean",
+    "rotate",
+    "rounded_norm",
+    "skellam_mean",
     "stage",
     "top_k",
     "total",

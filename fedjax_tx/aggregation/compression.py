@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
 
 from fedjax_tx import check
 from fedjax_tx.aggregation.chain import stage
+from fedjax_tx.aggregation.rotation import power_of_two, turn, turn_back
 from fedjax_tx.tree import Structure
 from fedjax_tx.types import Aggregator
 
@@ -68,15 +68,15 @@ def drive() -> Aggregator:
 
     def encode(update, weight, shared, client_state, client_key, round_key):
         vector = shared.ravel(update)
-        rotated = _rotate(jnp.pad(vector, (0, _power_of_two(shared.size) - shared.size)), client_key)
+        rotated = turn(jnp.pad(vector, (0, power_of_two(shared.size) - shared.size)), client_key)
         total = jnp.abs(rotated).sum()
         scale = jnp.square(rotated).sum() / jnp.where(total > 0, total, 1)
         message = {"signs": jnp.packbits(rotated >= 0), "scale": scale, "key": jax.random.key_data(client_key)}
         return message, weight, client_state
 
     def receive(message, shared):
-        signs = jnp.unpackbits(message["signs"], count=_power_of_two(shared.size)).astype(jnp.float32) * 2 - 1
-        vector = _rotate_back(message["scale"] * signs, jax.random.wrap_key_data(message["key"]))
+        signs = jnp.unpackbits(message["signs"], count=power_of_two(shared.size)).astype(jnp.float32) * 2 - 1
+        vector = turn_back(message["scale"] * signs, jax.random.wrap_key_data(message["key"]))
         return shared.unravel(vector[: shared.size])
 
     return stage("drive()", init=Structure.of, encode=encode, receive=receive)
@@ -84,29 +84,3 @@ def drive() -> Aggregator:
 
 def _count(fraction: float, size: int) -> int:
     return max(1, min(size, -int(-fraction * size // 1)))
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << max(0, size - 1).bit_length()
-
-
-def _signs(key: Key[Array, ""], size: int) -> Float[Array, " size"]:
-    return jax.random.rademacher(key, (size,), jnp.float32)
-
-
-def _rotate(vector: Float[Array, " size"], key: Key[Array, ""]) -> Float[Array, " size"]:
-    return _hadamard(vector * _signs(key, vector.size))
-
-
-def _rotate_back(vector: Float[Array, " size"], key: Key[Array, ""]) -> Float[Array, " size"]:
-    return _hadamard(vector) * _signs(key, vector.size)
-
-
-def _hadamard(vector: Float[Array, " size"]) -> Float[Array, " size"]:
-    """The orthonormal Walsh-Hadamard transform of a power-of-two size, its own inverse."""
-    size = half = vector.size
-    while half > 1:
-        half //= 2
-        pairs = vector.reshape(-1, 2, half)
-        vector = jnp.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1).reshape(-1)
-    return vector / jnp.sqrt(jnp.float32(size))

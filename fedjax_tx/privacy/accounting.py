@@ -92,7 +92,7 @@ def epsilon_of_fixed_cohorts(
         return 0.0
     if noise_multiplier == 0:
         return math.inf
-    accounting = _library()
+    accounting = library()
     event = accounting.SampledWithoutReplacementDpEvent(
         population, clients_per_round, accounting.GaussianDpEvent(noise_multiplier / 2)
     )
@@ -213,7 +213,7 @@ def _check_room(population: int | None, max_clients: int | None, accountant: str
         check.fail_value("accountant", "to be 'pld' where cohorts have limited room", accountant)
 
 
-def _library():
+def library():
     try:
         import dp_accounting
         import dp_accounting.pld
@@ -225,7 +225,7 @@ def _library():
 
 def _round(noise_multiplier: float, sampling_rate: float, population: int | None, max_clients: int | None):
     """One round as the library's event."""
-    accounting = _library()
+    accounting = library()
     if max_clients is not None and population is not None and max_clients < population:
         return accounting.TruncatedSubsampledGaussianDpEvent(population, sampling_rate, max_clients, noise_multiplier)
     return accounting.PoissonSampledDpEvent(sampling_rate, accounting.GaussianDpEvent(noise_multiplier))
@@ -241,7 +241,7 @@ def _spent(
     delta: float,
     accountant: str,
 ) -> float:
-    accounting = _library()
+    accounting = library()
     fresh = {"pld": accounting.pld.PLDAccountant, "rdp": accounting.rdp.RdpAccountant}[accountant]
     event = _round(noise_multiplier, sampling_rate, population, max_clients)
     return float(fresh().compose(accounting.SelfComposedDpEvent(event, rounds)).get_epsilon(delta))

@@ -54,6 +54,12 @@ TABLE = {
         {"permutes"},
     ),
     "local noise": (lambda: agg.chain(agg.clip_norm(2.0), agg.local_noise(1.0), agg.mean()), set()),
+    "discrete gaussian": (
+        lambda: agg.chain(agg.clip_norm(2.0), agg.rotate(), agg.discrete_gaussian_mean(1.0, CLIENTS, 1e-3)),
+        set(),
+    ),
+    "skellam": (lambda: agg.chain(agg.clip_norm(2.0), agg.skellam_mean(1.0, CLIENTS, 0.1)), set()),
+    "rotate": (lambda: agg.chain(agg.rotate(), agg.mean()), EVERY),
     "noise of 0": (
         lambda: agg.chain(agg.clip_norm(1e9), agg.fixed_mean(CLIENTS), agg.gaussian_noise(0.0)),
         {"permutes", "agrees", "scales"},
@@ -63,6 +69,8 @@ TABLE = {
 
 # Rules built of what other rows show, each of which compiles its own sorts and products.
 SLOW = {
+    "discrete gaussian",
+    "skellam",
     "fixed_mean of weights",
     "clip_layers",
     "clip_layers far",
@@ -186,7 +194,7 @@ def test_a_key_decides_all_randomness(name):
     make, _ = TABLE[name]
     first, again = aggregate(make, updates(), key=3), aggregate(make, updates(), key=3)
     assert close(first, again, 0)
-    random = name in ("drive", "noise", "adaptive_clip noise", "correlated noise", "local noise")
+    random = name in ("drive", "noise", "adaptive_clip noise", "correlated noise", "local noise", "discrete gaussian", "skellam")
     assert close(first, aggregate(make, updates(), key=4), 1e-6) != random
 
 
