@@ -70,6 +70,7 @@ TABLE = {
 # Rules built of what other rows show, each of which compiles its own sorts and products.
 SLOW = {
     "discrete gaussian",
+    "rotate",
     "skellam",
     "fixed_mean of weights",
     "clip_layers",
