@@ -48,7 +48,7 @@ class Method(NamedTuple):
 
 def adaptive(method: Callable[..., ftx.FederatedAlgorithm]) -> Method:
     """A method whose server divides by the size of past changes."""
-    grid = {"client_lr": (0.1, 0.3, 1.0), "server_lr": (0.003, 0.01)}
+    grid = {"client_lr": (0.1, 0.3), "server_lr": (0.01, 0.03, 0.1)}
     return Method(lambda task, client, hyper: method(task, client, hyper["server_lr"]), grid)
 
 
@@ -75,7 +75,7 @@ METHODS = {
     "fed_sam": Method(lambda task, client, hyper: algorithms.fed_sam(task, client, hyper["rho"]), {**RATES, "rho": (0.01, 0.05)}),
     "fed_ac": Method(
         lambda task, client, hyper: algorithms.fed_ac(task, hyper["client_lr"], hyper["mu"], local_steps=8),
-        {"client_lr": (0.05, 0.1, 0.3), "mu": (0.1, 1.0)},
+        {"client_lr": (0.05, 0.1, 0.3), "mu": (0.03, 0.1)},
     ),
     "moon": Method(
         lambda task, client, hyper: algorithms.moon(ftx.tasks.with_features(task), client, hyper["mu"]),
@@ -110,7 +110,7 @@ class Settings:
     data_dir: Path | None = None
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2)
-    rounds: int = 100
+    rounds: int = 60
     sweep_rounds: int = 20
     clients_per_round: int = 16
     batch_size: int = 8
