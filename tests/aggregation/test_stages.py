@@ -152,6 +152,7 @@ def test_drive_sends_one_bit_a_coordinate():
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(message)) == 1024 // 8 + 4 + 8
 
 
+@pytest.mark.slow
 def test_drive_is_unbiased_and_errs_as_the_paper_says():
     # Theorem of DRIVE: the unbiased scale errs by (pi/2 - 1) ||x||^2 in expectation, for large dimensions; half or twice as
     # much would be another scheme.

@@ -104,6 +104,7 @@ def skewed():
     return train, ftx.data.FederatedDataset.from_offsets(test, [0, 150])
 
 
+@pytest.mark.slow
 def test_the_calibrated_head_is_better_than_the_biased_one(skewed):
     train, test = skewed
     algorithm = ccvr(TASK, FEATURES, optax.adam(0.1), samples_per_class=200, num_steps=200, batch_size=64)

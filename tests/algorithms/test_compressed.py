@@ -163,6 +163,7 @@ def drive_statistics(factor: float):
     return along.mean(), along.std() / np.sqrt(MANY), np.square(sent - true).sum(1).mean(), paper
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "accepted"), [(1.0, True), (2 / np.pi, False), (1.5, False)])
 def test_drive_decodes_every_message_without_bias_and_a_wrong_scale_is_told_apart(factor, accepted):
     mean, error, _, _ = drive_statistics(factor)

@@ -60,6 +60,7 @@ def test_jobs_are_shared_out_costliest_first_to_the_worker_with_the_least():
     assert works.share_out([1, 4, 2, 3], 2) == [[1, 0], [3, 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_the_reference_moves_all_parameters_far_more_than_systems_may_differ(small, references, name):
     for key, value in references[name].items():
@@ -76,6 +77,7 @@ def test_the_convolution_as_a_product_has_the_value_and_the_gradients_of_xlas():
         np.testing.assert_allclose(gradient, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_the_plain_jax_loop_does_the_reference_round(small, references, name):
     work = small[name]
@@ -85,6 +87,7 @@ def test_the_plain_jax_loop_does_the_reference_round(small, references, name):
     assert_close(name, {key: (parts[0][key] + parts[1][key]) / work.examples(0) for key in work.params}, references[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_our_round_is_the_reference_round(small, references, name):
     work = small[name]

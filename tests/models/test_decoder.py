@@ -204,6 +204,7 @@ def test_no_dropout_traces_no_random_numbers():
     assert has_random_bits(0.1)
 
 
+@pytest.mark.slow
 def test_tied_embedding_is_used_at_both_ends():
     tied, untied = decoder(**SMALL, tie_embeddings=True), decoder(**SMALL)
     params, tokens = draw_params(tied), draw_tokens()

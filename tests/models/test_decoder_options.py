@@ -25,6 +25,7 @@ def test_rotation_by_hand():
             np.testing.assert_allclose(have[position, [pair, pair + 2]], [turned.real, turned.imag], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rotary_attention_depends_on_distances_only_and_plain_attention_on_nothing():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 4, 16)), jnp.float32)
     later = jnp.concatenate([jnp.zeros((1, 3, 16)), x], axis=1)

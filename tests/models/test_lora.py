@@ -290,6 +290,7 @@ def played(num_lanes: int, rounds: int = 3):
     return start.device.server, state.device.server
 
 
+@pytest.mark.slow
 def test_training_changes_adapters_only_and_leaves_the_base_bit_for_bit():
     start, server = played(3)
     assert_equal(tree.join(start.params, start.frozen), START)

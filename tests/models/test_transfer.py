@@ -52,6 +52,7 @@ def test_what_is_not_added_is_drawn_as_without():
     assert np.abs(np.subtract(*layers["mlp_out"]["adapter"]["down"]["kernel"])).max() > 0.001
 
 
+@pytest.mark.slow
 def test_new_adapters_are_the_identity_and_a_new_prefix_is_not():
     plain, adapted = draw(PLAIN), adapters(lora(PLAIN, 2), 3)
     extra, _ = tree.partition(jax.jit(adapted.init)(jax.random.key(1)), is_extra)

@@ -127,6 +127,7 @@ def test_a_run_ends_when_its_budget_is_spent_and_says_what_it_spent(tmp_path):
         ftx.run(EXPERIMENT, 9, privacy=privacy.Budget(delta=DELTA, epsilon=0.001), progress=False)
 
 
+@pytest.mark.slow
 def test_private_metrics_are_all_that_is_told_of_training_and_are_accounted_for(tmp_path):
     budget = privacy.Budget(delta=DELTA, private_metrics=True, max_metric=4.0, metrics_noise=2.0, accountant="rdp")
     options = {"progress": False, "execution": EXECUTION, "run_dir": tmp_path / "run"}
