@@ -32,6 +32,8 @@ EXPERIMENT = problems.experiment()
 BUDGET = ftx.privacy.Budget(delta=1e-5)
 TREE = ftx.privacy.tree_factorization(rounds=3)
 NOISY = ftx.aggregation.chain(ftx.aggregation.clip_norm(1.0), ftx.aggregation.fixed_mean(2), ftx.aggregation.gaussian_noise(1.0))
+READ = {"task": TASK, "params": {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)}, "frozen": ()}
+READ_BATCH = {"x": jnp.ones((1, 2)), "y": jnp.zeros(1, int)}
 METRICS = {"loss": (np.ones(2), np.ones(2))}
 HISTORY = [{"round": 1, "train/loss": 1.0}]
 COLUMNS = {"client_lr": [0.1, 1.0], "mu": [0, 0], "test/loss": [2.0, 1.0]}
@@ -828,6 +830,25 @@ TABLE = {
     ftx.attacks.canary_direction: ({"like": UPDATES, "client": 0}, {"like": [{}], "client": ["0", -1], **seed}),
     ftx.attacks.gaussian: ({"algorithm": HONEST, "attackers": [0], "stddev": 1.0}, {**attacked, "stddev": rate}),
     ftx.attacks.inner_product: ({"algorithm": HONEST, "attackers": [0], "scale": 1.0}, {**attacked, "scale": rate}),
+    ftx.attacks.invert_gradient: (
+        {**READ, "observed": READ["params"], "guess": READ_BATCH, "optimizer": SGD, "steps": 1},
+        {
+            **task,
+            "observed": [{"w": jnp.zeros((2, 3))}],
+            "guess": [3],
+            "optimizer": optimizer,
+            "steps": count,
+            "columns": ["x", [], ["z"], ["y"]],
+        },
+    ),
+    ftx.attacks.membership_scores: (
+        {**READ, "update": READ["params"], "batch": READ_BATCH},
+        {**task, "update": [{"w": jnp.zeros((2, 3))}], "batch": [3]},
+    ),
+    ftx.attacks.recover_tokens: (
+        {"table": jnp.ones((3, 2)), "count": 1},
+        {"table": [jnp.ones(3)], "count": ["1", 0, 4]},
+    ),
     ftx.attacks.label_flip: (
         {"algorithm": HONEST, "attackers": [0], "num_classes": 3},
         {**attacked, "num_classes": ["3", 1], "labels": text},
@@ -865,6 +886,7 @@ TABLE = {
 }
 
 ANY_VALUE = {
+    "frozen": "of attacks that read updates: whatever the task takes",
     "params": "whatever the model takes",
     "state": "whatever the aggregator's init or an earlier call gave",
     "name": "of check_complete: only shown",
