@@ -15,8 +15,8 @@ one of them, of a tenth or of all 100, the victim's among them, and nothing else
   victim's words among them. Without any update one would name the most frequent words: that is the first line.
 * members: how far the update goes along each passage's gradient (arXiv 1812.00910); how often a passage of the victim's that was
   trained on scores higher than one that was not (the area under the curve; 0.5 is a coin).
-* images: an image is sought whose gradient points where the update does (arXiv 1906.08935, 2003.14053), its class being known;
-  the share of victims whose image is the one that looks most like what was found, of all 1,797 (chance: 0.001).
+* images: patches, solved for from what the update says of the patch embedding and of the positions (cf. arXiv 2112.14087); the
+  share of victims whose image is the one that looks most like what was found, of all 1,797 (chance: 0.001).
 
 Updates are clipped to the median of their norms, C. A sum of n is over n; noise of multiplier z has standard deviation z C / n.
 Not tried: several local steps, batches of images, trained models, other attacks. A low number is not a proof; an epsilon is.
@@ -62,9 +62,9 @@ class Settings:
 
     Args:
       run_dir: where everything goes. seeds: of parameters, clients and noise. shown: which protections. clients: of the round.
-      victims: attacked for their words. image_victims: for their image.
+      victims: how many of them are attacked.
       passages: that a client trains on, and as many that it does not. words: of a passage. vocabulary: how many words there are.
-      width: of both networks. steps: of the search for an image.
+      width: of both networks.
       smoke: a few of everything, to see that it runs.
     """
 
@@ -73,31 +73,28 @@ class Settings:
     shown: tuple[str, ...] = PROTECTIONS
     clients: int = 100
     victims: int = 20
-    image_victims: int = 8
     passages: int = 4
     words: int = 33
     vocabulary: int = 2000
     width: int = 32
-    steps: int = 400
     smoke: bool = False
 
 
 SMOKE: dict[str, Any] = {
-    **{"seeds": (0,), "clients": 4, "victims": 2, "image_victims": 2, "passages": 2},
-    **{"words": 9, "vocabulary": 200, "width": 8, "steps": 2, "shown": ("raw", "sum of all, noise 1")},
+    **{"seeds": (0,), "clients": 4, "victims": 2, "passages": 2},
+    **{"words": 9, "vocabulary": 200, "width": 32, "shown": ("raw", "sum of all, noise 1")},
 }
 
 
-def protection(name: str, clip: float | jax.Array, clients: int) -> tuple[int, ftx.Aggregator]:
+def protection(kind: str, clip: float | jax.Array, noise: float | jax.Array, clients: int) -> tuple[int, ftx.Aggregator]:
     """Returns what stands between clients and the server: of how many it sees the aggregate, and how that is made."""
-    number = clients if "all" in name else max(2, clients // 10) if "tenth" in name else 1
-    noise = [agg.gaussian_noise(NOISE[name])] if name in NOISE else []
+    number = {"sum of all": clients, "sum of a tenth": max(2, clients // 10)}.get(kind, 1)
     apart = {
         "raw": agg.mean(),
         "largest 1 %": agg.chain(agg.top_k(0.01, error_feedback=False), agg.mean()),
         "one bit": agg.chain(agg.drive(), agg.mean()),
     }
-    return number, apart.get(name) or agg.chain(agg.clip_norm(clip), agg.fixed_mean(number), *noise)
+    return number, apart.get(kind) or agg.chain(agg.clip_norm(clip), agg.fixed_mean(number), agg.gaussian_noise(noise))
 
 
 def reveal() -> ftx.Aggregator:
@@ -133,10 +130,16 @@ def median_norm(updates: Any) -> jax.Array:
     return jnp.median(jax.vmap(tree.norm)(updates))
 
 
-@partial(jax.jit, static_argnames=("name", "victims"))
-def observe(updates: Any, clip: jax.Array, key: jax.Array, name: str, victims: int) -> Any:
+def observe(updates: Any, clip: jax.Array, name: str, victims: int, seed: int) -> Any:
     """Returns what the server sees of each of the first clients as it is attacked, [victim, ...]: it and those behind it."""
-    number, aggregator = protection(name, clip, len(jax.tree.leaves(updates)[0]))
+    noise = np.float32(NOISE.get(name, 0))
+    kind = name.split(", ")[0] if "sum" in name else "clipped" if name in NOISE else name  # so that they share programs
+    return _observe(updates, clip, noise, jax.random.key(seed), kind, victims)
+
+
+@partial(jax.jit, static_argnames=("kind", "victims"))
+def _observe(updates: Any, clip: jax.Array, noise: jax.Array, key: jax.Array, kind: str, victims: int) -> Any:
+    number, aggregator = protection(kind, clip, noise, len(jax.tree.leaves(updates)[0]))
 
     def one(victim):
         cohort = jax.tree.map(lambda leaf: jnp.roll(leaf, -victim, axis=0)[:number], updates)
@@ -222,7 +225,7 @@ def study_texts(settings: Settings, task: ftx.Task, algorithm: ftx.FederatedAlgo
     known, half, clip = [np.unique(read).size for read in own], settings.passages, median_norm(updates)
     told: Scores = {NOTHING: {"words": [words_recovered(read, np.arange(most)) for read, most in zip(own, known, strict=True)]}}
     for name in settings.shown:
-        seen = observe(updates, clip, jax.random.key(seed), name, settings.victims)
+        seen = observe(updates, clip, name, settings.victims, seed)
         ranked, scores = jax.device_get(read_words(task, params, seen, passages))
         words = [words_recovered(read, row[:most]) for read, row, most in zip(own, ranked, known, strict=True)]
         told[name] = {"words": words, "members": [area_under_curve(row[:half], row[half:]) for row in scores]}
@@ -250,32 +253,24 @@ def most_alike(found: np.ndarray, images: np.ndarray) -> np.ndarray:
     return (standard(found) @ standard(images).T).argmax(1)
 
 
-@partial(jax.jit, static_argnames=("task", "steps"))
-def find_images(task: ftx.Task, params: Any, seen: Any, guesses: jax.Array, labels: jax.Array, steps: int) -> jax.Array:
-    """Returns the image found for each victim."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps))
-
-    def one(seen, guess, label):
-        batch = {"x": guess[None], "y": label[None]}
-        return ftx.attacks.invert_gradient(task, params, (), seen, batch, optimizer, steps)[0]["x"][0]
-
-    return jax.vmap(one)(seen, guesses, labels)
+def find_image(kernel: jax.Array, positions: jax.Array) -> np.ndarray:
+    """Returns the image [8, 8, 1] that solves for an update of the patch embedding; the first position is the class token's."""
+    patches = ftx.attacks.recover_patches(kernel, positions[1:])
+    return patches.reshape(4, 4, 2, 2).transpose(0, 2, 1, 3).reshape(8, 8, 1)
 
 
-def study_images(
-    settings: Settings, task: ftx.Task, algorithm: ftx.FederatedAlgorithm, seed: int
-) -> tuple[Scores, dict[str, np.ndarray]]:
+def study_images(settings: Settings, algorithm: ftx.FederatedAlgorithm, seed: int) -> tuple[Scores, dict[str, np.ndarray]]:
     """Returns ``images`` of each victim by protection, 1 where it was recognised; and the images found, beside the true ones."""
-    columns, victims = read_images(), settings.image_victims
+    columns, victims = read_images(), settings.victims
     chosen = np.random.default_rng(seed).choice(len(columns["y"]), settings.clients, replace=False)
     own = {name: column[chosen] for name, column in columns.items()}
     train = ftx.data.FederatedDataset.from_columns(own, np.arange(settings.clients))
-    params, updates = play(algorithm, train, 1, seed)
-    guesses = 0.1 * np.random.default_rng(seed).normal(size=(victims, 8, 8, 1)).astype(np.float32)
+    _, updates = play(algorithm, train, 1, seed)
     clip, told, pictures = median_norm(updates), {}, {"true": own["x"][:victims]}
     for name in settings.shown:
-        seen = observe(updates, clip, jax.random.key(seed), name, victims)
-        pictures[name] = np.asarray(find_images(task, params, seen, guesses, own["y"][:victims], settings.steps))
+        seen = observe(updates, clip, name, victims, seed)
+        kernels, positions = seen["patch_embedding"]["kernel"], seen["position_embedding"]["embedding"]
+        pictures[name] = np.array([find_image(*one) for one in zip(kernels, positions, strict=True)])
         told[name] = {"images": (most_alike(pictures[name], columns["x"]) == chosen[:victims]).astype(float).tolist()}
     return told, pictures
 
@@ -315,7 +310,7 @@ def draw(settings: Settings, told: dict[str, dict[str, list[list[float]]]], pict
     """Draws what was found, a column a protection, above it the share of words and of images."""
     names = list(pictures)
     figure = Figure(figsize=(1.35 * len(names), 6), dpi=110, layout="constrained")
-    shown = min(4, settings.image_victims)
+    shown = min(4, settings.victims)
     panels = figure.subplots(shown + 1, len(names), height_ratios=[1.6] + [1] * shown)
     for column, name in zip(panels.T, names, strict=True):
         means = {key: np.mean(values) for key, values in told.get(name, {}).items()}
@@ -339,17 +334,17 @@ def main(settings: Settings) -> dict[str, dict[str, list[list[float]]]]:
         settings = replace(settings, **SMOKE)
     began = time.perf_counter()
     settings.run_dir.mkdir(parents=True, exist_ok=True)
-    size = {"num_layers": 1, "num_heads": 2, "width": settings.width}
+    size: dict[str, Any] = {"num_layers": 1, "num_heads": 2, "width": settings.width}
     decoder = ftx.models.decoder(settings.vocabulary, max_length=settings.words - 1, **size)
     vit = ftx.models.vit(8, 2, 10, channels=1, layer_norm_epsilon=1e-5, **size)
-    tasks = ftx.tasks.next_token(decoder), ftx.tasks.classification(vit)
-    of_texts, of_images = [(task, make_algorithm(task)) for task in tasks]
+    text_task = ftx.tasks.next_token(decoder)
+    of_texts, of_images = make_algorithm(text_task), make_algorithm(ftx.tasks.classification(vit))
     told: dict[str, dict[str, list[list[float]]]] = {}
     pictures: dict[str, np.ndarray] = {}
     for seed in settings.seeds:
-        images, found = study_images(settings, *of_images, seed)
+        images, found = study_images(settings, of_images, seed)
         pictures = pictures or found
-        for part in (study_texts(settings, *of_texts, seed), images):
+        for part in (study_texts(settings, text_task, of_texts, seed), images):
             for name, scores in part.items():
                 for attack, victims in scores.items():
                     told.setdefault(name, {}).setdefault(attack, []).append(victims)

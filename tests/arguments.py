@@ -845,6 +845,10 @@ TABLE = {
         {**READ, "update": READ["params"], "batch": READ_BATCH},
         {**task, "update": [{"w": jnp.zeros((2, 3))}], "batch": [3]},
     ),
+    ftx.attacks.recover_patches: (
+        {"kernel": np.ones((4, 3)), "positions": np.ones((2, 3))},
+        {"kernel": [np.ones(3)], "positions": [np.ones((2, 4))], "cutoff": rate},
+    ),
     ftx.attacks.recover_tokens: (
         {"table": jnp.ones((3, 2)), "count": 1},
         {"table": [jnp.ones(3)], "count": ["1", 0, 4]},

@@ -7,7 +7,8 @@ honestly. ``label_flip`` spoils the data that they train on; ``sign_flip`` and `
 all that the aggregator does to them is done at the server, after the attack.
 
 ``canaries`` harm nobody: they measure what noise hides (``ftx.audit``). Attacks on privacy, by whoever sees an update or a sum of
-several, take what is seen, and no algorithm: ``recover_tokens``, ``membership_scores`` and ``invert_gradient``.
+several, take what is seen, and no algorithm: ``recover_tokens``, ``recover_patches``,
+``membership_scores`` and ``invert_gradient``.
 
 Floating-point parts of a message are attacked; integers stay. A client's weight stays what it is too: where
 examples weigh, as in ``mean()``, a bad client has the weight of its examples. An update that is not finite never gets as far as
@@ -16,7 +17,7 @@ the aggregator.
 
 from fedjax_tx.attacks.alone import gaussian, label_flip, sign_flip
 from fedjax_tx.attacks.canary import canaries, canary_direction
-from fedjax_tx.attacks.reading import invert_gradient, membership_scores, recover_tokens
+from fedjax_tx.attacks.reading import invert_gradient, membership_scores, recover_patches, recover_tokens
 from fedjax_tx.attacks.together import alie, inner_product
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "invert_gradient",
     "label_flip",
     "membership_scores",
+    "recover_patches",
     "recover_tokens",
     "sign_flip",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -36,6 +37,37 @@ def recover_tokens(table: Float[Array, "vocab width"], count: int) -> Int[Array,
         check.fail_value("table", "to have shape [vocab, width]", jnp.shape(table))
     check.integer("count", count, low=1, high=table.shape[0])
     return jax.lax.top_k(jnp.linalg.norm(table.astype(jnp.float32), axis=1), count)[1]
+
+
+def recover_patches(
+    kernel: Float[Array, "entries width"], positions: Float[Array, "patches width"], *, cutoff: float = 1e-4
+) -> Float[np.ndarray, "patches entries"]:
+    """Returns the patches of the one image that a Vision Transformer made its step on, by linear algebra.
+
+    Patch p enters as x_p W + e_p, so with the gradient d_p by what enters, that of W is sum_p x_p d_p^T and that of the position
+    embedding e_p is d_p itself. Where a network is wider than it has patches, the x_p are what solves that (by least squares;
+    cf. arXiv 2112.14087, which reads the position embedding's gradient too). Of several images they are a mixture.
+
+    Args:
+      kernel: what an update says of W, such as ``delta["patch_embedding"]["kernel"]``.
+      positions: of the patches' positions; behind a class token, all rows but the first of
+        ``delta["position_embedding"]["embedding"]``.
+      cutoff: > 0; directions of ``positions`` whose singular value is less than so much of the largest are left out.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong type or out of range.
+
+    Example:
+      >>> patches, slopes = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0, 1.0], [0.0, 2.0, 1.0]])
+      >>> recover_patches(jnp.array(patches.T @ slopes), jnp.array(slopes)).round(3).tolist()
+      [[1.0, 2.0], [3.0, 4.0]]
+    """
+    for name, value in {"kernel": kernel, "positions": positions}.items():
+        if jnp.ndim(value) != 2 or jnp.shape(value)[1] != jnp.shape(kernel)[-1]:
+            check.fail_value(name, "to have two axes, the last of the network's width", jnp.shape(value))
+    check.number("cutoff", cutoff, above=0)
+    entering, slopes = np.asarray(kernel, np.float64), np.asarray(positions, np.float64)
+    return np.linalg.lstsq(slopes.T, entering.T, rcond=cutoff)[0]
 
 
 def membership_scores(task: Task, params: PyTree, frozen: PyTree, update: PyTree, batch: Batch) -> Float[Array, " example"]:
@@ -82,8 +114,9 @@ def invert_gradient(
 ) -> tuple[dict[str, Array], Float[Array, " steps"]]:
     """Looks for examples whose gradient points where an update does: deep leakage from gradients (arXiv 1906.08935).
 
-    min over the examples of 1 - cos(gradient(examples), observed): the cosine of arXiv 2003.14053 in place of the first paper's
-    squared distance, as it asks for no length. It works where the loss can be differentiated twice: with GELU, not with ReLU.
+    min over the examples of the mean over leaves of 1 - cos(gradient(examples), observed): the cosine of arXiv 2003.14053 and not
+    the first paper's squared distance, as it asks for no length; and leaf by leaf, since those with small gradients (near the
+    inputs, as a rule) tell most. It works where the loss can be differentiated twice: with GELU, not with ReLU.
 
     Args:
       task: what was learned. params, frozen: what clients started from. observed: an update, of the structure of ``params``.
@@ -113,7 +146,7 @@ def invert_gradient(
 
     def distance(sought):
         _, slope = batch_gradient(task, params, frozen, {**guess, **sought}, mask, None)
-        return 1 - _product(slope, observed) / jnp.maximum(tree.norm(slope) * tree.norm(observed), 1e-30)
+        return jnp.mean(jnp.stack(jax.tree.leaves(jax.tree.map(_one_less_cosine, slope, observed))))
 
     def step(carry, _):
         sought, state = carry
@@ -123,6 +156,12 @@ def invert_gradient(
 
     (sought, _), distances = jax.lax.scan(step, (sought, optimizer.init(sought)), None, steps)
     return {**guess, **sought}, distances
+
+
+def _one_less_cosine(left: Array, right: Array) -> Float[Array, ""]:
+    """1 - the cosine of two leaves, with a derivative at 0 too."""
+    squares = jnp.vdot(left, left) * jnp.vdot(right, right)
+    return 1 - jnp.vdot(left, right) / jnp.sqrt(squares + 1e-30)
 
 
 def _product(left: PyTree, right: PyTree) -> Float[Array, ""]:

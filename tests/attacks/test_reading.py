@@ -29,6 +29,16 @@ def test_words_are_those_of_the_longest_rows():
     assert attacks.recover_tokens(-0.01 * table, 3).tolist() == [2, 3, 4]
 
 
+def test_patches_are_solved_for_and_those_alike_come_out_alike():
+    generator = np.random.default_rng(0)
+    patches, slopes = generator.normal(size=(4, 2)), generator.normal(size=(4, 6))
+    observed = 0.1 * patches.T @ slopes, 0.1 * slopes
+    np.testing.assert_allclose(attacks.recover_patches(*observed), patches, rtol=1e-5)
+    # Two patches that are alike have slopes alike: no inverse, but the same answer.
+    patches[1], slopes[1] = patches[0], slopes[0]
+    np.testing.assert_allclose(attacks.recover_patches(patches.T @ slopes, slopes), patches, rtol=1e-5)
+
+
 def test_a_score_is_the_product_with_the_example_s_direction():
     update = gradient_of([0, 1])
     scores = attacks.membership_scores(problems.LOGISTIC, PARAMS, (), update, BATCH)
