@@ -40,6 +40,7 @@ import numpy as np
 import optax
 import tyro
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 import fedjax_tx as ftx
 from fedjax_tx import aggregation as agg
@@ -253,9 +254,9 @@ def most_alike(found: np.ndarray, images: np.ndarray) -> np.ndarray:
     return (standard(found) @ standard(images).T).argmax(1)
 
 
-def find_image(kernel: jax.Array, positions: jax.Array) -> np.ndarray:
+def find_image(kernel: ArrayLike, positions: ArrayLike) -> np.ndarray:
     """Returns the image [8, 8, 1] that solves for an update of the patch embedding; the first position is the class token's."""
-    patches = ftx.attacks.recover_patches(kernel, positions[1:])
+    patches = ftx.attacks.recover_patches(kernel, np.asarray(positions)[1:])
     return patches.reshape(4, 4, 2, 2).transpose(0, 2, 1, 3).reshape(8, 8, 1)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
+from numpy.typing import ArrayLike
 
 from fedjax_tx import check, tree
 from fedjax_tx.clients import batch_gradient
@@ -39,9 +40,7 @@ def recover_tokens(table: Float[Array, "vocab width"], count: int) -> Int[Array,
     return jax.lax.top_k(jnp.linalg.norm(table.astype(jnp.float32), axis=1), count)[1]
 
 
-def recover_patches(
-    kernel: Float[Array, "entries width"], positions: Float[Array, "patches width"], *, cutoff: float = 1e-4
-) -> Float[np.ndarray, "patches entries"]:
+def recover_patches(kernel: ArrayLike, positions: ArrayLike, *, cutoff: float = 1e-4) -> Float[np.ndarray, "patches entries"]:
     """Returns the patches of the one image that a Vision Transformer made its step on, by linear algebra.
 
     Patch p enters as x_p W + e_p, so with the gradient d_p by what enters, that of W is sum_p x_p d_p^T and that of the position
@@ -49,8 +48,8 @@ def recover_patches(
     cf. arXiv 2112.14087, which reads the position embedding's gradient too). Of several images they are a mixture.
 
     Args:
-      kernel: what an update says of W, such as ``delta["patch_embedding"]["kernel"]``.
-      positions: of the patches' positions; behind a class token, all rows but the first of
+      kernel: [entries, width], what an update says of W, such as ``delta["patch_embedding"]["kernel"]``.
+      positions: [patches, width], of the patches' positions; behind a class token, all rows but the first of
         ``delta["position_embedding"]["embedding"]``.
       cutoff: > 0; directions of ``positions`` whose singular value is less than so much of the largest are left out.
 
@@ -59,7 +58,7 @@ def recover_patches(
 
     Example:
       >>> patches, slopes = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0, 1.0], [0.0, 2.0, 1.0]])
-      >>> recover_patches(jnp.array(patches.T @ slopes), jnp.array(slopes)).round(3).tolist()
+      >>> recover_patches(patches.T @ slopes, slopes).round(3).tolist()
       [[1.0, 2.0], [3.0, 4.0]]
     """
     for name, value in {"kernel": kernel, "positions": positions}.items():
@@ -120,7 +119,7 @@ def invert_gradient(
 
     Args:
       task: what was learned. params, frozen: what clients started from. observed: an update, of the structure of ``params``.
-      guess: a batch to start from, as many examples as are sought.
+      guess: a batch to start from, as many examples as are sought; not of zeros, where the gradient of the first layer is 0.
       columns: those of it that are sought, of floating-point numbers; the attacker knows the others.
       optimizer: of the columns, such as ``optax.adam(0.1)``. steps: >= 1.
 
@@ -142,6 +141,7 @@ def invert_gradient(
     check.instance("optimizer", optimizer, optax.GradientTransformation, "an optax optimiser")
     check.integer("steps", steps, low=1)
     sought = _sought(guess, columns)
+    observed = jax.tree.map(jnp.asarray, observed)
     mask = jnp.ones(jax.tree.leaves(guess)[0].shape[0], bool)
 
     def distance(sought):

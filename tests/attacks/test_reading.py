@@ -56,7 +56,7 @@ def test_an_example_is_found_again_in_its_gradient_whatever_its_length():
     # Of one example the answer is known: the row of the weights over the bias, dl/dw_c = x dl/db_c.
     np.testing.assert_allclose(observed["w"][:, 0] / observed["b"][0], BATCH["x"][1], rtol=1e-5)
     clipped = jax.tree.map(lambda leaf: 0.01 * leaf, observed)
-    guess = {"x": jnp.zeros((1, 2)), "y": BATCH["y"][1:2]}
+    guess = {"x": jnp.ones((1, 2)), "y": BATCH["y"][1:2]}
     found, distances = attacks.invert_gradient(problems.LOGISTIC, PARAMS, (), clipped, guess, optax.adam(0.1), 1000)
     np.testing.assert_allclose(found["x"][0], BATCH["x"][1], atol=0.02)
     np.testing.assert_array_equal(found["y"], guess["y"])
