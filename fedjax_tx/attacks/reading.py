@@ -61,11 +61,11 @@ def recover_patches(kernel: ArrayLike, positions: ArrayLike, *, cutoff: float = 
       >>> recover_patches(patches.T @ slopes, slopes).round(3).tolist()
       [[1.0, 2.0], [3.0, 4.0]]
     """
-    for name, value in {"kernel": kernel, "positions": positions}.items():
-        if jnp.ndim(value) != 2 or jnp.shape(value)[1] != jnp.shape(kernel)[-1]:
-            check.fail_value(name, "to have two axes, the last of the network's width", jnp.shape(value))
-    check.number("cutoff", cutoff, above=0)
     entering, slopes = np.asarray(kernel, np.float64), np.asarray(positions, np.float64)
+    for name, array in {"kernel": entering, "positions": slopes}.items():
+        if array.ndim != 2 or array.shape[1] != entering.shape[-1]:
+            check.fail_value(name, "to have two axes, the last of the network's width", array.shape)
+    check.number("cutoff", cutoff, above=0)
     return np.linalg.lstsq(slopes.T, entering.T, rcond=cutoff)[0]
 
 
