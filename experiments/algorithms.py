@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 import optax
 import tyro
@@ -284,6 +285,7 @@ def main(settings: Settings) -> dict[str, dict[str, Any]]:
     for name, (hyper, passes, _) in tuned.items():
         rounds = max(1, settings.rounds // passes)
         told[name] = {"hyper": hyper, "rounds": rounds, "runs": train(settings, task, data, name, hyper, rounds)}
+        jax.clear_caches()  # the programs of sixteen methods are more than a process may map
     (settings.run_dir / "scores.json").write_text(json.dumps(told, indent=2) + "\n")
     report(settings, told)
     print(f"\n{time.perf_counter() - began:.0f} s; everything is in {settings.run_dir}/")
