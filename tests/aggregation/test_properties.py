@@ -55,10 +55,10 @@ TABLE = {
     ),
     "local noise": (lambda: agg.chain(agg.clip_norm(2.0), agg.local_noise(1.0), agg.mean()), set()),
     "discrete gaussian": (
-        lambda: agg.chain(agg.clip_norm(2.0), agg.rotate(), agg.discrete_gaussian_mean(1.0, CLIENTS, 1e-3)),
+        lambda: agg.chain(agg.clip_norm(2.0), agg.rotate(), agg.discrete_gaussian_mean(1.0, 60, 1e-3)),
         set(),
     ),
-    "skellam": (lambda: agg.chain(agg.clip_norm(2.0), agg.skellam_mean(1.0, CLIENTS, 0.1)), set()),
+    "skellam": (lambda: agg.chain(agg.clip_norm(2.0), agg.skellam_mean(1.0, 60, 0.1)), set()),
     "rotate": (lambda: agg.chain(agg.rotate(), agg.mean()), EVERY),
     "noise of 0": (
         lambda: agg.chain(agg.clip_norm(1e9), agg.fixed_mean(CLIENTS), agg.gaussian_noise(0.0)),
