@@ -86,7 +86,10 @@ def spending(
         check.fail_value("aggregators", "to be one, of the single pass of a private round", [one.name for one in aggregators])
     noise = aggregators[0].noise_multiplier
     if noise is None:
-        expected = "to have noise, such as chain(clip_norm(1.0), fixed_mean(100), gaussian_noise(1.0))"
+        expected = (
+            "to have noise on its result, such as chain(clip_norm(1.0), fixed_mean(100), gaussian_noise(1.0)) "
+            "(noise of the clients' own is accounted for by epsilon_of_messages, epsilon_of_skellam and their like)"
+        )
         check.fail_value("aggregators[0] of a private run", expected, aggregators[0].name)
     noise = float(noise)
     if aggregators[0].factorization is not None:

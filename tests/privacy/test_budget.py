@@ -84,7 +84,7 @@ def test_parts_are_told_apart_by_the_noise_of_all_together():
         (
             ftx.data.uniform_cohorts(2),
             agg.chain(agg.clip_norm(1.0), agg.fixed_mean(2)),
-            "private run to have noise",
+            "private run to have noise on its result",
         ),
         (ftx.data.fixed_cohorts([[0, 1]]), noisy(), "got 'fixed_cohorts"),
         (ftx.data.weighted_cohorts(2, [1] * 6), noisy(), "got 'weighted_cohorts"),
