@@ -20,7 +20,7 @@ Extrapolation: with the same noise on the mean, training is the same. With a mil
 are more, is computed, not run. It assumes that clients are like these, and takes no credit for a mean over more of them.
 
 Command: python experiments/privacy_utility.py
-Hardware, time and scores: see README.md. Score: loss in nats a character on the test text of all roles. It leaves runs and
+Not measured yet: it ran at smoke size only. Score: loss in nats a character on the test text of all roles. It leaves runs and
 sweeps, which go on if they were stopped, scores.json and privacy_utility.png.
 """
 
