@@ -14,7 +14,7 @@ the same for all methods. Not here, since they are for another setting: DiLoCo (
 fine-tuning) and asynchronous methods.
 
 Command: python experiments/algorithms.py
-Not measured yet: it ran at smoke size only. It leaves sweeps and runs, which go on if they were stopped, tuning.csv (every
+Hardware, time and scores: see README.md. It leaves sweeps and runs, which go on if they were stopped, tuning.csv (every
 setting that was tried), scores.json and scores.png. Score: loss in nats a character on the test text of all roles.
 """
 
@@ -265,6 +265,8 @@ def report(settings: Settings, told: dict[str, dict[str, Any]]) -> None:
         examples = rounds / one["rounds"] * np.mean([run["ledger"]["examples"] for run in one["runs"]])
         axes.plot(examples, curves.mean(0), styles[number // 10 % len(styles)], color=f"C{number % 10}", label=name)
     axes.set(xlabel="examples of clients", ylabel="test loss of some roles, nats a character, mean of seeds")
+    losses = [[loss for _, loss in run["curve"]] for one in told.values() for run in one["runs"]]
+    axes.set_ylim(0.98 * np.min(losses), 1.02 * np.max(losses, axis=0)[0])  # what diverges leaves the picture
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, ncols=2)
     figure.savefig(settings.run_dir / "scores.png")
