@@ -27,6 +27,7 @@ import heart
 import numpy as np
 import optax
 import tyro
+from heart_report import spread
 from matplotlib.figure import Figure
 
 import fedjax_tx as ftx
@@ -122,11 +123,6 @@ def study(settings: Settings, epsilon: float, rows: heart.Data, test: heart.Data
         "chosen": chosen,
         "scores": heart.run_seeds(experiment, settings.rounds, test, settings.seeds, folder / "seeds"),
     }
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation over seeds."""
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1 if len(values) > 1 else 0):.3f}"
 
 
 def of(one: dict[str, Any], name: str) -> list[float]:

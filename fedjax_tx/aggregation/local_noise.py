@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fedjax_tx import check, prng
+from fedjax_tx import check
 from fedjax_tx.aggregation.chain import stage
+from fedjax_tx.aggregation.noise import standard_normal
 from fedjax_tx.types import Aggregator
 
 
@@ -37,12 +38,8 @@ def local_noise(noise_multiplier: float | Array) -> Aggregator:
         stddev = noise_multiplier * bound
 
         def encode(update, weight, shared, client_state, client_key, round_key):
-            leaves, structure = jax.tree.flatten(update)
-            noisy = [
-                leaf + stddev * jax.random.normal(prng.fold(client_key, "noise", number), leaf.shape, leaf.dtype)
-                for number, leaf in enumerate(leaves)
-            ]
-            return jax.tree.unflatten(structure, noisy), weight, client_state
+            noisy = jax.tree.map(lambda leaf, drawn: leaf + stddev * drawn, update, standard_normal(update, client_key))
+            return noisy, weight, client_state
 
         def decode(reduced, totals, state, key):
             return reduced, state, {"summed_noise_stddev": stddev * jnp.sqrt(jnp.asarray(totals.clients, jnp.float32))}

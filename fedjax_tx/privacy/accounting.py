@@ -214,6 +214,7 @@ def _check_room(population: int | None, max_clients: int | None, accountant: str
 
 
 def library():
+    """Returns dp-accounting, or says how to install it."""
     try:
         import dp_accounting
         import dp_accounting.pld
