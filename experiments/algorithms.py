@@ -9,6 +9,7 @@ is *validation*, on which settings are chosen, and is trained on by nobody.
 
 Method: each method has six settings, rates and the number that is its own, in a short sweep; the best by validation loss is
 trained with each seed. Methods with a second pass over the clients' data (Mime's gradient at the server) make half the rounds.
+Mime and MimeLite have four settings, each tried for a whole run: their momentum grows over rounds, and diverges late.
 FedSAM and MOON look at each example more than once: they cost more arithmetic for the same examples. Clients and their order are
 the same for all methods. Not here, since they are for another setting: DiLoCo (few clients, many steps), Reptile (is judged after
 fine-tuning) and asynchronous methods.
@@ -41,10 +42,16 @@ TUNING_SEED = 1000
 
 
 class Method(NamedTuple):
-    """``make(task, client, hyper)``, with plain SGD at ``client_lr`` for the client's optimiser, and the settings to try."""
+    """How a method is made and tuned.
+
+    Args:
+      make: ``make(task, client, hyper)``, with plain SGD at ``client_lr`` for the client's optimiser. grid: settings to try.
+      long_sweep: whether a setting is tried for as many rounds as a run has, since it may diverge later than in a sweep.
+    """
 
     make: Callable[[ftx.Task, optax.GradientTransformation, Mapping[str, Any]], ftx.FederatedAlgorithm]
     grid: Mapping[str, tuple[float, ...]]
+    long_sweep: bool = False
 
 
 def adaptive(method: Callable[..., ftx.FederatedAlgorithm]) -> Method:
@@ -84,11 +91,13 @@ METHODS = {
     ),
     "mime_lite": Method(
         lambda task, client, hyper: algorithms.mime_lite(task, optax.sgd(hyper["client_lr"], 0.9)),
-        {"client_lr": (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)},
+        {"client_lr": (0.005, 0.01, 0.02, 0.03)},
+        long_sweep=True,
     ),
     "mime": Method(
         lambda task, client, hyper: algorithms.mime(task, optax.sgd(hyper["client_lr"], 0.9)),
-        {"client_lr": (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)},
+        {"client_lr": (0.005, 0.01, 0.02, 0.03)},
+        long_sweep=True,
     ),
 }
 
@@ -192,7 +201,7 @@ def tune(settings: Settings, task: ftx.Task, data: Data, name: str) -> tuple[dic
     grid = METHODS[name].grid
     first = {key: values[0] for key, values in grid.items()}
     passes = len(make_algorithm(task, METHODS[name])(first).passes)
-    rounds = max(1, settings.sweep_rounds // passes)
+    rounds = max(1, (settings.rounds if METHODS[name].long_sweep else settings.sweep_rounds) // passes)
     swept = ftx.sweep(
         make_experiment(settings, task, data, name, first, TUNING_SEED),
         rounds,
