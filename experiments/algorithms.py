@@ -9,7 +9,7 @@ is *validation*, on which settings are chosen, and is trained on by nobody.
 
 Method: each method has six settings, rates and the number that is its own, in a short sweep; the best by validation loss is
 trained with each seed. Methods with a second pass over the clients' data (Mime's gradient at the server) make half the rounds.
-Mime and MimeLite have four settings, each tried for a whole run: their momentum grows over rounds, and diverges late.
+Mime's and MimeLite's settings are tried for a whole run each: their momentum grows over rounds, and may diverge late.
 FedSAM and MOON look at each example more than once: they cost more arithmetic for the same examples. Clients and their order are
 the same for all methods. Not here, since they are for another setting: DiLoCo (few clients, many steps), Reptile (is judged after
 fine-tuning) and asynchronous methods.
@@ -90,13 +90,13 @@ METHODS = {
         {**RATES, "mu": (0.1, 1.0)},
     ),
     "mime_lite": Method(
-        lambda task, client, hyper: algorithms.mime_lite(task, optax.sgd(hyper["client_lr"], 0.9)),
-        {"client_lr": (0.005, 0.01, 0.02, 0.03)},
+        lambda task, client, hyper: algorithms.mime_lite(task, optax.sgd(hyper["client_lr"], hyper["momentum"])),
+        {"client_lr": (0.01, 0.03, 0.1), "momentum": (0.5, 0.9)},
         long_sweep=True,
     ),
     "mime": Method(
-        lambda task, client, hyper: algorithms.mime(task, optax.sgd(hyper["client_lr"], 0.9)),
-        {"client_lr": (0.005, 0.01, 0.02, 0.03)},
+        lambda task, client, hyper: algorithms.mime(task, optax.sgd(hyper["client_lr"], hyper["momentum"])),
+        {"client_lr": (0.01, 0.03, 0.1), "momentum": (0.5, 0.9)},
         long_sweep=True,
     ),
 }
