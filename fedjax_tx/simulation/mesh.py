@@ -31,6 +31,9 @@ from fedjax_tx.data.parts import Owners, part_bounds
 from fedjax_tx.data.schedule import PER_DEVICE, Schedule
 from fedjax_tx.types import Execution, PyTree
 
+_ALIGNMENT = 64  # bytes, as JAX asks for on a CPU
+_LARGE = 2**16  # bytes: below, a copy a device costs less than looking
+
 
 def resolve_mesh(execution: Execution) -> Mesh | None:
     """Returns the mesh of an execution, None for one device; ``"auto"`` is all devices of all processes, if there are several.
@@ -77,8 +80,33 @@ def place(values: PyTree, mesh: Mesh | None) -> PyTree:
         return jax.device_put(values)
     whole = NamedSharding(mesh, PartitionSpec())
     if not mesh.is_multi_process:
-        return jax.device_put(values, whole)
+        return jax.device_put(jax.tree.map(_aligned, values) if on_host(mesh) else values, whole)
     return jax.tree.map(lambda leaf: put(leaf, whole), values)
+
+
+def on_host(mesh: Mesh | None) -> bool:
+    """Whether devices read host memory in place: those of a CPU do, so data that lies right is there once for all of them."""
+    return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform == "cpu"
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """Returns zeros that a CPU's devices take as they are, without a copy: at an address that is a multiple of 64."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    return memory[first : first + size].view(dtype).reshape(shape)
+
+
+def _aligned(leaf: Any) -> Any:
+    """A large array as one that devices of a CPU share; otherwise each would make a copy of its own."""
+    if not isinstance(leaf, np.ndarray) or leaf.nbytes < _LARGE:
+        return leaf
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    if dtype == leaf.dtype and leaf.flags.c_contiguous and leaf.ctypes.data % _ALIGNMENT == 0:
+        return leaf
+    shared = aligned_zeros(leaf.shape, dtype)
+    shared[...] = leaf
+    return shared
 
 
 def put(leaf: Any, sharding: Sharding) -> Array:
@@ -106,7 +134,7 @@ def place_rows(dataset: FederatedDataset, mesh: Mesh | None) -> dict[str, Array]
     sharding, capacity = NamedSharding(mesh, PartitionSpec(axis_name(mesh))), max(1, int(np.diff(ends).max()))
 
     def put_own(column):
-        rows = np.zeros((1, capacity, *column.shape[1:]), jax.dtypes.canonicalize_dtype(column.dtype))
+        rows = aligned_zeros((1, capacity, *column.shape[1:]), jax.dtypes.canonicalize_dtype(column.dtype))
         rows[0, : own[1] - own[0]] = column[own[0] - held : own[1] - held]
         shards = [jax.device_put(rows, device) for device in mesh.local_devices]
         return jax.make_array_from_single_device_arrays((mesh.size, *rows.shape[1:]), sharding, shards)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from fedjax_tx import check
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.data.schedule import Schedule, count_steps
-from fedjax_tx.simulation.mesh import owners, place_rows
+from fedjax_tx.simulation.mesh import aligned_zeros, on_host, owners, place_rows
 from fedjax_tx.types import LocalWork
 
 BUFFER_BYTES = 128 * 2**20  # where the rounds of a call may be chosen: of the rows of a call, and there are two calls at a time
@@ -37,7 +37,7 @@ def place_columns(dataset: FederatedDataset, placement: str, mesh: Mesh | None) 
             check.fail_value("placement", "'device' where several processes compute together", placement)
         return dict(dataset.columns)
     rows = dataset.num_examples if owned is None else int(np.diff(dataset.offsets[owned.bounds]).max())
-    needed, free = rows * row_bytes(dataset.columns), free_bytes(1 if mesh is None else mesh.local_mesh.size)
+    needed, free = rows * row_bytes(dataset.columns), free_bytes(_copies(mesh))
     if needed > free:
         raise ValueError(
             f'expected data of {needed} bytes to fit into the {free} bytes that are free on a device; with placement="host" it '
@@ -66,7 +66,7 @@ def rows_of_a_round(sizes: np.ndarray, works: Sequence[LocalWork], max_clients: 
 
 def refuse_buffers(columns: Mapping[str, np.ndarray], num_rows: int, mesh: Mesh | None) -> None:
     """Refuses calls whose two buffers do not fit into the memory that is free on a device."""
-    needed, free = 2 * num_rows * row_bytes(columns), free_bytes(1 if mesh is None else mesh.local_mesh.size)
+    needed, free = 2 * num_rows * row_bytes(columns), free_bytes(_copies(mesh))
     if needed > free:
         raise ValueError(
             f"expected the rows of two calls, at most {needed} bytes, to fit into the {free} bytes that are free on a device; "
@@ -100,9 +100,14 @@ def rows_in_use(schedule: Schedule) -> int:
 def pad(rows: np.ndarray, num_rows: int) -> np.ndarray:
     """Returns a new array of ``num_rows`` rows: these, and zeros behind."""
     # Never one that was used before: a device may still be reading it, and on CPU it may itself be what the program reads.
-    out = np.zeros((num_rows, *rows.shape[1:]), rows.dtype)
+    out = aligned_zeros((num_rows, *rows.shape[1:]), rows.dtype)
     out[: len(rows)] = rows
     return out
+
+
+def _copies(mesh: Mesh | None) -> int:
+    """In how many places of one memory the data of this process lies: once on a CPU, however many devices it has."""
+    return 1 if mesh is None or on_host(mesh) else mesh.local_mesh.size
 
 
 def free_bytes(num_devices: int = 1) -> int:

@@ -209,6 +209,23 @@ def placements() -> dict:
     return {"apart": apart(*told), "same": all(told[0][name].tobytes() == told[1][name].tobytes() for name in told[0])}
 
 
+def copies() -> dict:
+    """How many places in memory a large column takes on eight devices, wherever it lay, and whether it is what was given."""
+    memory, told = np.arange(400_008.0, dtype=np.float32), {}
+    first = -memory.ctypes.data % 64 // 4
+    columns = {"as it lies right": memory[first : first + 400_000], "elsewhere": memory[first + 1 : first + 400_001]}
+    integers = placement.aligned_zeros((100_000,), np.int64)
+    integers[:] = np.arange(100_000)
+    columns |= {"of another type": integers, "small": np.arange(7.0, dtype=np.float32)}
+    for name, column in columns.items():
+        data = ftx.data.FederatedDataset.from_offsets({"x": column}, [0, len(column)])
+        placed = placement.place_columns(data, "device", EIGHT)["x"]
+        places = {shard.data.unsafe_buffer_pointer() for shard in placed.addressable_shards}
+        told[name] = {"places": len(places), "same": bool((np.asarray(placed) == column).all()), "type": str(placed.dtype)}
+        told[name]["in place"] = places == {column.ctypes.data}
+    return told
+
+
 def resumed(directory: Path) -> dict:
     """A run on a mesh, stopped after three rounds and gone on with, on the same mesh and on another."""
     told = {}
@@ -260,6 +277,7 @@ def main(names: list[str]) -> None:
             "kept": kept(),
             "evaluations": evaluations(),
             "placements": placements(),
+            "copies": copies(),
             "resumed": resumed(Path(directory)),
             "executions": executions(),
         }

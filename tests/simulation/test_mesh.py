@@ -73,6 +73,14 @@ def test_data_in_host_memory_gives_what_it_gives_on_the_devices_of_a_mesh_bit_fo
     assert told["placements"] == {"apart": 0.0, "same": True}
 
 
+def test_data_lies_in_the_memory_of_a_cpu_once_for_all_its_devices(told):
+    once = {"places": 1, "same": True, "type": "float32", "in place": False}
+    assert told["copies"]["as it lies right"] == once | {"in place": True}
+    assert told["copies"]["elsewhere"] == once
+    assert told["copies"]["of another type"] == once | {"type": "int32"}
+    assert told["copies"]["small"]["same"]
+
+
 def test_a_run_resumed_on_the_same_mesh_is_the_uninterrupted_one_bit_for_bit(told):
     assert told["resumed"]["same"] == {"same": True, "apart": 0.0}
 
