@@ -21,13 +21,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fedjax_tx import check
+from fedjax_tx.models.product import product
 from fedjax_tx.types import PyTree
 
 EXTRAS = ("lora", "adapter", "features", "both", "prefix")
 
 
 class Dense(nnx.Linear):
-    """A dense layer, y = x W + b, with room for what ``merge`` hangs on it; its arguments are those of ``nnx.Linear``.
+    """A dense layer, y = x W + b, with room for what ``merge`` hangs on it.
+
+    Its arguments are those of ``nnx.Linear``, but for ``dot_general``: its products are those of ``models.product``, of rows.
 
     With a ``lora`` it returns x W + b + (x A) B. W + A B is never formed: under a per-client ``vmap`` in which only A and B
     differ between clients, x W stays one product with one W. With an ``adapter`` it returns y + gelu(y D + d) U + u.
@@ -44,11 +47,18 @@ class Dense(nnx.Linear):
     features: Mapping[str, Any] | None = None
     both: Mapping[str, Any] | None = None
 
-    def __call__(self, inputs: Float[Array, "*batch inputs"], out_sharding=None) -> Float[Array, "*batch outputs"]:
-        """Returns the layer's output, what hangs on the layer included."""
+    def __init__(self, in_features: int, out_features: int, **options):
+        super().__init__(in_features, out_features, dot_general=_dot_general, **options)
+
+    def __call__(self, inputs: Float[Array, "*batch inputs"], out_sharding: None = None) -> Float[Array, "*batch outputs"]:
+        """Returns the layer's output, what hangs on the layer included; for ``out_sharding`` there is no use here."""
         if self.features is not None:
             return inputs.astype(self.preferred_element_type or inputs.dtype)
-        outputs = super().__call__(inputs, out_sharding=out_sharding)
+        outputs = self._of_rows(inputs.reshape(-1, inputs.shape[-1]))
+        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+
+    def _of_rows(self, inputs: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
+        outputs = super().__call__(inputs)
         if self.lora is not None:
             narrow = self._multiply(inputs, self.lora["lora_a"])
             outputs = outputs + self._multiply(narrow, self.lora["lora_b"], self.preferred_element_type)
@@ -59,11 +69,16 @@ class Dense(nnx.Linear):
 
     def _multiply(self, x: Array, matrix: Array, out_dtype=None) -> Array:
         x, matrix = self.promote_dtype((x, matrix), dtype=self.dtype)
-        return jnp.matmul(x, matrix, precision=self.precision, preferred_element_type=out_dtype)
+        return product(x, matrix, self.precision, out_dtype)
 
     def _apply(self, x: Array, part: Mapping[str, Array]) -> Array:
         y = self._multiply(x, part["kernel"])
         return y + part["bias"].astype(y.dtype)
+
+
+def _dot_general(x: Array, kernel: Array, dimensions, *, precision, out_sharding, preferred_element_type=None) -> Array:
+    """``product`` as ``nnx.Linear`` calls it."""
+    return product(x, kernel, precision, preferred_element_type)
 
 
 def merge(graph: nnx.GraphDef, params: PyTree) -> Any:

@@ -1,0 +1,43 @@
+"""The product of rows with a kernel, whose gradient is as fast on a CPU as the product itself.
+
+The kernel's gradient of y = x W is xᵀ g. XLA's routine for it on a CPU takes as long as the product where the kernel has no more
+inputs than outputs, and twice as long where it has more: there the gradient is computed as (gᵀ x)ᵀ, with a barrier that keeps
+XLA from turning this around again. (Where x has several axes of rows, gradients of all shapes take twice as long: reshape it.)
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def product(
+    x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"], precision=None, out_dtype=None
+) -> Float[Array, "rows outputs"]:
+    """Returns x W, with ``precision`` and ``out_dtype`` as ``jnp.matmul`` takes them.
+
+    Example:
+      >>> product(jnp.ones((1, 3)), jnp.ones((3, 2))).tolist()
+      [[3.0, 3.0]]
+    """
+    return jnp.matmul(x, kernel, precision=precision, preferred_element_type=out_dtype)
+
+
+def _derivative(precision, out_dtype, primals, tangents):
+    (x, kernel), (x_dot, kernel_dot) = primals, tangents
+    options = {"precision": precision, "preferred_element_type": out_dtype}
+    y, parts = product(x, kernel, precision, out_dtype), []
+    if not isinstance(x_dot, SymbolicZero):
+        parts.append(jnp.matmul(x_dot, kernel, **options))
+    if not isinstance(kernel_dot, SymbolicZero):
+        tall = kernel.shape[0] > kernel.shape[1] and jax.default_backend() == "cpu"
+        turned = lax.optimization_barrier(kernel_dot.T).T if tall else kernel_dot
+        parts.append(jnp.matmul(x, turned, **options))
+    return y, sum(parts[1:], parts[0])
+
+
+product.defjvp(_derivative, symbolic_zeros=True)
