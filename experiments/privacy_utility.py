@@ -13,7 +13,8 @@ Method: a small decoder is trained on the public characters. Then only low-rank 
 of the clients send one clipped gradient. DP-FedAvg (arXiv 1710.06963): clients come by chance, noise is new in each round.
 DP-FTRL (arXiv 2103.00039, 2408.08868): a client comes at most in every tenth round, noise is correlated by a BLT. The noise is
 the least that the accountant allows for an epsilon. The server's rate is the best of a grid by one run each, which epsilon does
-not cover. Audits (``ftx.audit``) are runs of their own with canaries.
+not cover. Audits (``ftx.audit``) are runs of their own with canaries; what a run without noise or canaries does is taken off
+their scores. The audit at epsilon inf has next to no noise, and shows what an audit can find here at most.
 
 Extrapolation: with the same noise on the mean, training is the same. With a million clients of whom a thousand come in a round
 (none twice in the run, for DP-FTRL), that noise is of a larger multiplier; its epsilon, at a delta smaller by as much as clients
@@ -51,6 +52,7 @@ FACTORIZATIONS: dict[str, Callable] = {
     "tree": ftx.privacy.tree_factorization,
 }
 MANY, MANY_A_ROUND = 1_000_000, 1_000
+NEXT_TO_NONE = 0.01  # as a noise multiplier
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ class Settings:
     delta: float = 1e-5
     accountant: str = "pld"
     clip_norm: float = 0.5
-    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
-    canaries: int = 200
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    canaries: int = 300
     batch_size: int = 8
     num_layers: int = 2
     num_heads: int = 4
@@ -256,9 +258,13 @@ def study_cell(settings: Settings, study: Study, name: str, method: Method, epsi
     told: dict[str, Any] = {"noise_multiplier": noise, "rate": rate, "test": tests, "audit": None, "many": None}
     if budget is not None:
         told["many"] = epsilon_of_many(settings, method, noise)
-    if budget is not None and settings.canaries:
-        watched = {"canaries": settings.canaries, "norm": settings.clip_norm, "init_params": study.start}
-        found = ftx.audit(experiment(rate, 2000), settings.rounds, budget, execution=execution, **watched)
+    if settings.canaries:
+        known: dict[str, Any] = {"reference": {"noise_multiplier": 0.0}, "init_params": study.start, "execution": execution}
+        audited = experiment(rate, 2000)
+        if budget is None:  # too little noise to hide anything: what this audit finds at most
+            audited = replace(audited, hyper={"noise_multiplier": NEXT_TO_NONE, "rate": rate})
+            budget = ftx.privacy.Budget(settings.delta, accountant="rdp")
+        found = ftx.audit(audited, settings.rounds, budget, canaries=settings.canaries, norm=settings.clip_norm, **known)
         told["audit"] = found.epsilon
     print(f"{METHODS[name]}, epsilon {epsilon:g}: noise {noise:g}, rate {rate:g}, loss {np.mean(tests):.3f}", flush=True)
     return told
@@ -285,6 +291,7 @@ def report(settings: Settings, told: dict[str, Any]) -> None:
             score = f"{np.mean(one['test']):.3f} ± {spread:.3f}"
             settings_of = f"{epsilon} | {one['noise_multiplier']:.3f} | {one['rate']:g}"
             print(f"| {METHODS[name]} | {settings_of} | {score} | {audit} | {many} |")
+    print(f"\nThe audits at epsilon inf are of a noise multiplier of {NEXT_TO_NONE:g}: what an audit can find here at most.")
     print(
         "\nFor a data officer. Whoever sees the model after every round, and would have bet even odds on whether a client's data"
     )
@@ -308,6 +315,8 @@ def plot(settings: Settings, told: dict[str, Any]) -> None:
             losses.axhline(np.mean(cells["inf"]["test"]), color=f"C{number}", ls="--", label=f"{METHODS[name]}, no noise")
         found = {epsilon: one["audit"] for epsilon, one in finite.items() if one["audit"] is not None}
         audits.plot(list(found), list(found.values()), "o-", color=f"C{number}", label=METHODS[name])
+        if found and "inf" in cells:
+            audits.axhline(cells["inf"]["audit"], color=f"C{number}", ls="--", label=f"{METHODS[name]}, next to no noise")
     losses.set(xscale="log", xlabel="epsilon", ylabel="test loss (nats a character), range of seeds")
     shown = [epsilon for epsilon in settings.epsilons if epsilon < math.inf]
     audits.plot(shown, shown, color="gray", ls=":", label="claimed")

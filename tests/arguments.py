@@ -123,6 +123,7 @@ TABLE = {
             "canaries": ["20", 19],
             "norm": rate,
             "confidence": [*rate, 1.0],
+            "reference": [3, {"of_no_name": 1.0}],
             "init_params": [{"b": jnp.zeros(3)}],
             "execution": [4],
         },
@@ -204,6 +205,7 @@ TABLE = {
             "clients": count,
             "trials": ["4", 3],
             "confidence": [*rate, 1.0],
+            "reference": [3, {"of_no_name": 1.0}],
             **seed,
         },
     ),
@@ -214,6 +216,7 @@ TABLE = {
             "delta": [*rate, 1.0],
             "method": [3, "gdp"],
             "confidence": [*rate, 1.0],
+            "reference": [3, {"of_no_name": 1.0}],
         },
     ),
     ftx.privacy.affordable_rounds: (

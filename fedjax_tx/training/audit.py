@@ -1,7 +1,9 @@
 """``ftx.audit``: a private run with canaries among its clients, and how much of them is found in its parameters."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ def audit(
     canaries: int,
     norm: float,
     confidence: float = 0.95,
+    reference: Mapping[str, Any] | None = None,
     init_params: PyTree = None,
     execution: Execution | None = None,
 ) -> Audit:
@@ -35,6 +38,9 @@ def audit(
     are, rides in the lanes, and sends a direction of its own (``ftx.attacks.canaries``, arXiv 2302.03098). Its score is how far
     the parameters have gone in that direction when the run ends. All scores are of one run, and make a bound by arXiv 2305.08846.
 
+    What all other clients do moves the parameters too, also in the canaries' directions, and hides them. An attacker who knows
+    these clients can tell roughly where they would go: with a ``reference``, a run without canaries tells it.
+
     The bound is of the run with canaries, which is not a run to use: they disturb it, and in its claim they count as clients. It
     looks at the last parameters only. Where there are not some times more parameters than canaries, it is weak.
 
@@ -43,6 +49,8 @@ def audit(
       canaries: >= 20, of which about half join; 1,000 is usual.
       norm: > 0, of what they send; at least that to which updates are clipped.
       confidence: between 0.5 and 1, the chance that the bound holds.
+      reference: hyperparameters in which a first run of another seed, without canaries, differs from the experiment's: how far its
+        parameters go is taken off. Without noise (say ``{"noise_multiplier": 0.0}``) it tells most; ``{}`` changes none.
 
     Raises:
       TypeError, ValueError: if an argument is of the wrong type or out of range, or the experiment can't be accounted for.
@@ -68,11 +76,20 @@ def audit(
     canaries = check.integer("canaries", canaries, low=20)
     check.number("norm", norm, above=0)
     check.number("confidence", confidence, above=0.5, below=1)
+    if reference is not None:
+        for name in check.mapping("reference", reference):
+            check.one_of("a name of reference", name, list(experiment.hyper))
     joined = _toss(canaries, experiment.seed)
     audited = _with_canaries(experiment, joined, norm)
-    before = build_round(audited, {}, 1, Execution(), None).init(init_params=init_params).device.server.params
+    server = build_round(audited, {}, 1, Execution(), None).init(init_params=init_params).device.server
     result = run(audited, rounds, None, init_params, execution, privacy=privacy, progress=False)
-    moved = tree.subtract(before, result.state.device.server.params)
+    moved = tree.subtract(server.params, result.state.device.server.params)
+    if reference is not None:
+        # Of another seed: the noise of the audited run, and who was drawn in it, an attacker doesn't know.
+        expected = dataclasses.replace(experiment, hyper={**experiment.hyper, **reference}, seed=experiment.seed + 1)
+        begin = (server.params, server.frozen) if jax.tree.leaves(server.frozen) else server.params
+        last = run(expected, rounds, None, begin, execution, progress=False).state.device.server.params
+        moved = tree.subtract(moved, tree.subtract(server.params, last))
     scores = np.asarray(_scores(moved, experiment.train.num_clients + jnp.arange(canaries), experiment.seed))
     inside, outside = scores[joined], scores[~joined]
     bound = epsilon_lower_bound(inside, outside, privacy.delta, method="one_run", confidence=confidence)

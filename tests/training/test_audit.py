@@ -78,3 +78,47 @@ def test_true_noise_is_not_refuted_over_rounds_and_poisson_cohorts():
         experiment(0.3, claimed=0.3).make_algorithm, train=private.train, cohorts=poisson, local=private.local, seed=2
     )
     assert ftx.audit(loud, 10, BUDGET, **OPTIONS).epsilon > 1
+
+
+def drifting(noise):
+    """Clients that move the parameters far; their canaries are few. ``hyper`` says the noise."""
+
+    def make(hyper):
+        noisy = agg.chain(agg.clip_norm(10.0), agg.fixed_mean(10), agg.gaussian_noise(hyper["noise"]))
+        return ftx.algorithms.fed_avg(TASK, optax.sgd(50.0), aggregator=noisy)
+
+    columns = {"x": np.eye(5, 4, dtype=np.float32), "y": np.arange(5)}
+    return ftx.Experiment(
+        make,
+        hyper={"noise": noise},
+        train=ftx.data.FederatedDataset.from_columns(columns, np.arange(5)),
+        cohorts=ftx.data.all_clients(),
+        local=ftx.data.LocalWork(batch_size=1),
+    )
+
+
+def test_what_others_do_hides_canaries_from_who_does_not_know_the_others():
+    options = {**OPTIONS, "canaries": 60}
+    budget = ftx.privacy.Budget(delta=1e-5, accountant="rdp")
+    blind = ftx.audit(drifting(1e-3), 1, budget, **options)
+    knowing = ftx.audit(drifting(1e-3), 1, budget, reference={"noise": 0.0}, **options)
+
+    def apart(found):
+        spread = np.sqrt((found.scores_in.var() + found.scores_out.var()) / 2)
+        return (found.scores_in.mean() - found.scores_out.mean()) / spread
+
+    assert apart(knowing) > 2 * apart(blind)
+    assert knowing.epsilon > blind.epsilon
+    np.testing.assert_allclose(knowing.scores_in.mean(), 0.1, atol=0.02)  # a canary's norm over the clients expected
+
+
+def test_a_reference_of_true_noise_gives_nothing_away():
+    # Its noise is its own: taking it off adds to the noise of the scores, and must not take off that of the audited run.
+    found = ftx.audit(drifting(40.0), 1, BUDGET, reference={}, **{**OPTIONS, "canaries": 60})
+    assert found.scores_out.std() == pytest.approx(40.0 * 10 / 10 * np.sqrt(2), rel=0.4)
+    assert not found.refuted
+
+
+def test_a_reference_names_hyperparameters():
+    with pytest.raises(ValueError, match=r"a name of reference.*noisy"):
+        ftx.audit(drifting(1.0), 1, BUDGET, reference={"noisy": 0.0}, **OPTIONS)
