@@ -205,7 +205,6 @@ TABLE = {
             "clients": count,
             "trials": ["4", 3],
             "confidence": [*rate, 1.0],
-            "reference": [3, {"of_no_name": 1.0}],
             **seed,
         },
     ),
@@ -216,7 +215,6 @@ TABLE = {
             "delta": [*rate, 1.0],
             "method": [3, "gdp"],
             "confidence": [*rate, 1.0],
-            "reference": [3, {"of_no_name": 1.0}],
         },
     ),
     ftx.privacy.affordable_rounds: (
