@@ -1,8 +1,9 @@
 """The product of rows with a kernel, whose gradient is as fast on a CPU as the product itself.
 
-The kernel's gradient of y = x W is xᵀ g. XLA's routine for it on a CPU takes as long as the product where the kernel has no more
-inputs than outputs, and twice as long where it has more: there the gradient is computed as (gᵀ x)ᵀ, with a barrier that keeps
-XLA from turning this around again. (Where x has several axes of rows, gradients of all shapes take twice as long: reshape it.)
+The kernel's gradient of y = x W is xᵀ g. XLA's routine for it on a CPU takes as long as the product where W has no more inputs
+than outputs, and twice as long where it has many more. There the gradient is computed as (gᵀ x)ᵀ, with a barrier that keeps XLA
+from turning this around again; turning the result costs a pass over W, which pays where the rows are many. (Where x has several
+axes of rows, gradients of all shapes take twice as long: reshape it before.)
 """
 
 from functools import partial
@@ -27,6 +28,11 @@ def product(
     return jnp.matmul(x, kernel, precision=precision, preferred_element_type=out_dtype)
 
 
+def _is_turned(rows: int, inputs: int, outputs: int) -> bool:
+    """Whether the gradient is sooner computed the other way around: as measured with one core, 1.1 to 1.8 times."""
+    return jax.default_backend() == "cpu" and inputs >= 2 * outputs and 2 * rows >= inputs
+
+
 def _derivative(precision, out_dtype, primals, tangents):
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
     options = {"precision": precision, "preferred_element_type": out_dtype}
@@ -34,8 +40,7 @@ def _derivative(precision, out_dtype, primals, tangents):
     if not isinstance(x_dot, SymbolicZero):
         parts.append(jnp.matmul(x_dot, kernel, **options))
     if not isinstance(kernel_dot, SymbolicZero):
-        tall = kernel.shape[0] > kernel.shape[1] and jax.default_backend() == "cpu"
-        turned = lax.optimization_barrier(kernel_dot.T).T if tall else kernel_dot
+        turned = lax.optimization_barrier(kernel_dot.T).T if _is_turned(*x.shape, kernel.shape[1]) else kernel_dot
         parts.append(jnp.matmul(x, turned, **options))
     return y, sum(parts[1:], parts[0])
 

@@ -49,7 +49,7 @@ def audit(
       canaries: >= 20, of which about half join; 1,000 is usual.
       norm: > 0, of what they send; at least that to which updates are clipped.
       confidence: between 0.5 and 1, the chance that the bound holds.
-      reference: hyperparameters in which a first run of another seed, without canaries, differs from the experiment's: how far its
+      reference: hyperparameters in which a run of another seed, without canaries, differs from the experiment's: how far its
         parameters go is taken off. Without noise (say ``{"noise_multiplier": 0.0}``) it tells most; ``{}`` changes none.
 
     Raises:

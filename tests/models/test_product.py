@@ -12,7 +12,13 @@ import fedjax_tx as ftx
 from fedjax_tx.models.layers import Dense
 from fedjax_tx.models.product import product
 
-SHAPES = ((5, 3, 4), (5, 4, 3), (1, 2, 2), (3, 7, 1))  # rows, inputs, outputs: wide, tall, square, one output
+SHAPES = (
+    (5, 3, 4),
+    (5, 6, 3),
+    (1, 6, 3),
+    (2, 2, 2),
+    (4, 7, 1),
+)  # rows, inputs, outputs: wide, tall, few rows, square, thin
 
 
 def operands(rows, inputs, outputs, lanes=()):
@@ -52,7 +58,7 @@ def test_each_lane_has_its_own(shape):
         )
 
 
-@pytest.mark.parametrize("inputs", [2, 4])
+@pytest.mark.parametrize("inputs", [2, 6])
 def test_a_frozen_operand_costs_no_product(inputs):
     x, kernel, slope = operands(5, inputs, 3)
     one, both = (str(jax.make_jaxpr(jax.grad(loss(product), argnums))(x, kernel, slope)) for argnums in (0, (0, 1)))
