@@ -2,7 +2,8 @@
 
 Each wraps a cohort source and says of every client which share of its local steps it makes (``Cohort.work_done``). A client that
 makes none has dropped out: it contributes nothing, and its state is kept. At which moment it left makes no difference, as the
-server has nothing of a client before it is done; so those steps are not computed.
+server has nothing of a client before it is done; so those steps are not computed. In a method of several passes it is away in
+all of them: one that leaves between two passes of a round, and is heard in the first, is not modelled.
 
 Whether a client that did a part is heard is the user's choice: FedProx (arXiv 1812.06127) takes what it has (``drop=False``),
 FedAvg drops it (``drop=True``). Who is late depends on neither, so that methods are compared on the same rounds. Its weight
