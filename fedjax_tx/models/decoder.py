@@ -17,6 +17,7 @@ from fedjax_tx import check
 from fedjax_tx.models.attention import INIT_SCALE, drop, layer_norm, linear
 from fedjax_tx.models.inputs import check_sizes, check_tokens
 from fedjax_tx.models.lora import lora
+from fedjax_tx.models.product import product
 from fedjax_tx.models.stack import Layers, make_stack
 from fedjax_tx.types import Model, PyTree
 
@@ -45,7 +46,7 @@ class _Ends(nnx.Module):
         if self.head is not None:
             return self.head(x)
         table = self.token_embedding.embedding[...]
-        return jnp.matmul(x, table.T.astype(self.dtype), preferred_element_type=jnp.float32)
+        return product(x, table.T.astype(self.dtype), out_dtype=jnp.float32)
 
 
 def decoder(

@@ -44,6 +44,7 @@ from fedjax_tx import check
 from fedjax_tx.models.attention import INIT_SCALE, drop, layer_norm, linear
 from fedjax_tx.models.inputs import check_sizes, check_tokens, read_inputs, read_valid
 from fedjax_tx.models.pooling import pool_positions, unit_length
+from fedjax_tx.models.product import product
 from fedjax_tx.models.stack import Layers, make_stack
 from fedjax_tx.types import Model, PyTree
 
@@ -115,7 +116,7 @@ class _TokenEnds(_Embedder):
         if not self.tied:
             return self.head(hidden)
         table = self.token_embedding.embedding[...]
-        logits = jnp.matmul(hidden, table.T.astype(self.layers.dtype), preferred_element_type=jnp.float32)
+        logits = product(hidden, table.T.astype(self.layers.dtype), out_dtype=jnp.float32)
         return logits + self.head.bias[...]
 
 

@@ -30,7 +30,7 @@ EXTRAS = ("lora", "adapter", "features", "both", "prefix")
 class Dense(nnx.Linear):
     """A dense layer, y = x W + b, with room for what ``merge`` hangs on it.
 
-    Its arguments are those of ``nnx.Linear``, but for ``dot_general``: its products are those of ``models.product``, of rows.
+    Its arguments are those of ``nnx.Linear``, but for ``dot_general``: its products are those of ``models/product.py``.
 
     With a ``lora`` it returns x W + b + (x A) B. W + A B is never formed: under a per-client ``vmap`` in which only A and B
     differ between clients, x W stays one product with one W. With an ``adapter`` it returns y + gelu(y D + d) U + u.
@@ -54,10 +54,6 @@ class Dense(nnx.Linear):
         """Returns the layer's output, what hangs on the layer included; for ``out_sharding`` there is no use here."""
         if self.features is not None:
             return inputs.astype(self.preferred_element_type or inputs.dtype)
-        outputs = self._of_rows(inputs.reshape(-1, inputs.shape[-1]))
-        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
-
-    def _of_rows(self, inputs: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
         outputs = super().__call__(inputs)
         if self.lora is not None:
             narrow = self._multiply(inputs, self.lora["lora_a"])

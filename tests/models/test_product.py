@@ -61,6 +61,7 @@ def test_each_lane_has_its_own(shape):
 @pytest.mark.parametrize("inputs", [2, 6])
 def test_a_frozen_operand_costs_no_product(inputs):
     x, kernel, slope = operands(5, inputs, 3)
+    x, slope = x.reshape(1, 5, inputs), slope.reshape(1, 5, 3)
     one, both = (str(jax.make_jaxpr(jax.grad(loss(product), argnums))(x, kernel, slope)) for argnums in (0, (0, 1)))
     assert one.count("dot_general") == 2 and both.count("dot_general") == 3  # y, dx; and of the kernel
     kernel_alone = str(jax.make_jaxpr(jax.grad(loss(product), 1))(x, kernel, slope))
