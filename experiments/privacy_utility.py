@@ -21,7 +21,7 @@ Extrapolation: with the same noise on the mean, training is the same. With a mil
 are more, is computed, not run. It assumes that clients are like these, and takes no credit for a mean over more of them.
 
 Command: python experiments/privacy_utility.py
-Not measured yet: it ran at smoke size only. Score: loss in nats a character on the test text of all roles. It leaves runs and
+Hardware, time and scores: see README.md. Score: loss in nats a character on the test text of all roles. It leaves runs and
 sweeps, which go on if they were stopped, scores.json and privacy_utility.png.
 """
 
@@ -317,8 +317,10 @@ def plot(settings: Settings, told: dict[str, Any]) -> None:
         audits.plot(list(found), list(found.values()), "o-", color=f"C{number}", label=METHODS[name])
         if found and "inf" in cells:
             audits.axhline(cells["inf"]["audit"], color=f"C{number}", ls="--", label=f"{METHODS[name]}, next to no noise")
-    losses.set(xscale="log", xlabel="epsilon", ylabel="test loss (nats a character), range of seeds")
     shown = [epsilon for epsilon in settings.epsilons if epsilon < math.inf]
+    losses.set(xscale="log", xlabel="epsilon", ylabel="test loss (nats a character), range of seeds")
+    losses.set_xticks(shown, [f"{epsilon:g}" for epsilon in shown])
+    losses.minorticks_off()
     audits.plot(shown, shown, color="gray", ls=":", label="claimed")
     audits.set(xlabel="epsilon, claimed", ylabel="epsilon that an audit shows at least")
     for axes in (losses, audits):
