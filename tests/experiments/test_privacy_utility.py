@@ -39,7 +39,7 @@ def test_the_study_at_smoke_size(tmp_path, capsys):
     assert set(told["methods"]) == set(study.METHODS) and told["parameters"] < 5000
     for cells in told["methods"].values():
         assert cells["inf"]["noise_multiplier"] == 0 < cells["8"]["noise_multiplier"]
-        assert 0 <= cells["8"]["audit"] < 8 and cells["8"]["many"] < 8 and cells["inf"]["audit"] is None
+        assert 0 <= cells["8"]["audit"] < 8 and cells["8"]["many"] < 8 and cells["inf"]["audit"] >= 0
         assert all(1 < one < 5 for cell in cells.values() for one in cell["test"])
     assert json.loads((tmp_path / "scores.json").read_text()) == told
     assert (tmp_path / "privacy_utility.png").read_bytes().startswith(b"\x89PNG")
