@@ -86,7 +86,7 @@ def audit(
     moved = tree.subtract(server.params, result.state.device.server.params)
     if reference is not None:
         # Of another seed: the noise of the audited run, and who was drawn in it, an attacker doesn't know.
-        expected = dataclasses.replace(experiment, hyper={**experiment.hyper, **reference}, seed=experiment.seed + 1)
+        expected = dataclasses.replace(experiment, hyper={**experiment.hyper, **reference}, seed=(experiment.seed + 1) % 2**32)
         begin = (server.params, server.frozen) if jax.tree.leaves(server.frozen) else server.params
         last = run(expected, rounds, None, begin, execution, progress=False).state.device.server.params
         moved = tree.subtract(moved, tree.subtract(server.params, last))
