@@ -101,6 +101,7 @@ def integers(reduce):
     return ftx.aggregation.nothing()._replace(encode=encode, reduce=reduce, decode=decode)
 
 
+@pytest.mark.slow
 def test_every_step_of_two_passes_is_made_once_and_integer_sums_and_rows_are_bit_equal():
     """A pass in batches of 2 that adds, then one in batches of 3 that stacks; the second one's steps are what clients keep."""
     data = problems.ragged_clients(SIZES)

@@ -152,7 +152,7 @@ def swept():
 # ---- a cell is its single run
 
 
-SLOW_TO_COMPILE = ("noise", "two passes", "decoder", "fed_nova", "fed_dyn", "adaptive_fed_prox", *PERSONAL)
+SLOW_TO_COMPILE = ("noise", "scaffold", "two passes", "decoder", "fed_nova", "fed_dyn", "adaptive_fed_prox", *PERSONAL)
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_TO_COMPILE else name for name in CASES]
 
 
