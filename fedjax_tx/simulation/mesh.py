@@ -84,9 +84,9 @@ def place(values: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(lambda leaf: put(leaf, whole), values)
 
 
-def on_host(mesh: Mesh | None) -> bool:
+def on_host(mesh: Mesh) -> bool:
     """Whether devices read host memory in place: those of a CPU do, so data that lies right is there once for all of them."""
-    return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform == "cpu"
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:

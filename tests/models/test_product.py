@@ -11,13 +11,8 @@ import fedjax_tx as ftx
 from fedjax_tx.models.layers import Dense
 from fedjax_tx.models.product import product
 
-SHAPES = (
-    (5, 3, 4),
-    (5, 6, 3),
-    (1, 6, 3),
-    (2, 2, 2),
-    (4, 7, 1),
-)  # rows, inputs, outputs: wide, tall, few rows, square, thin
+# rows, inputs, outputs: wide, tall, few rows, square, thin
+SHAPES = ((5, 3, 4), (5, 6, 3), (1, 6, 3), (2, 2, 2), (4, 7, 1))
 
 
 def operands(rows, inputs, outputs, lanes=()):
@@ -82,7 +77,7 @@ def test_a_dense_layer_takes_any_axes_of_rows(lead):
 
 
 def test_kernels_gradients_read_one_axis_of_rows():
-    # More axes to sum over make XLA turn the gradient around on a CPU: twice the time of a decoder's step.
+    # More axes to sum over make XLA turn the gradient around on a CPU, which doubles the time of that product.
     task = ftx.tasks.next_token(ftx.models.decoder(vocab_size=8, num_layers=1, num_heads=2, width=8, max_length=4))
     params, frozen = task.init(jax.random.key(0))
     batch = {"tokens": jnp.zeros((2, 5), jnp.int32)}
