@@ -26,6 +26,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 from fedjax_tx import check
+from fedjax_tx.models.winograd import convolve_by_tiles, is_sooner
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
 _ORDER = ("NHWC", "HWIO", "NHWC")
@@ -66,6 +67,9 @@ def convolve(
     if jnp.result_type(x) != jnp.result_type(kernel):
         check.fail_type("kernel", f"of the dtype of x, {jnp.result_type(x)}", jnp.result_type(kernel))
     if x.ndim == 4:
+        padded = tuple(length + sum(pad) for length, pad in zip(x.shape[1:3], window.padding, strict=True))
+        if stride == 1 and is_sooner((len(x), *padded, x.shape[-1]), kernel.shape, x.dtype):
+            return convolve_by_tiles(jnp.pad(x, ((0, 0), *window.padding, (0, 0))), kernel)
         return _convolve(window, x, kernel)
     return _convolve(window, x[:, None], kernel[None])[:, 0]
 

@@ -105,7 +105,7 @@ def test_clients_may_share_the_kernel_or_the_input(axes):
 
 def convolutions_in_a_loop(function, lanes) -> list[str]:
     """The convolutions of the compiled program that descends in a loop, as XLA prints their windows and orders."""
-    x, kernel = operands((8, 8), (3, 3), lanes)
+    x, kernel = operands((8, 8), (3, 2), lanes)  # 3 x 3 goes by tiles (test_winograd.py)
     gradient = jax.grad(lambda kernel, x: scalar(function, 1, "VALID")(jnp.tanh(scalar_input(x, kernel)), kernel))
     for _ in lanes:
         gradient = jax.vmap(gradient)
