@@ -5,7 +5,8 @@ Work A's step: decoder of 2 layers, width 128, 4 heads, 64 tokens, 96 symbols (4
 
 The floor makes the step's matrix products, forward and backward, and its update of the parameters, and nothing in between: no
 norm, softmax, activation, loss or lookup. The other rows are the library's step with parts exchanged for ``written_gradients``,
-for optax's cross-entropy, for attention whose mask is added; and, to show what is left to gain, without activation or softmax.
+for optax's cross-entropy, for JAX's attention, also with a mask that is added; and, to show what is left to gain, without
+activation or softmax.
 All are run in turn, a few steps each; ratios are within a turn. At L lanes the time is that of one lane's step: of all over L.
 It is processor time, which is wall-clock on one core that nothing else uses, and is little disturbed by what else runs.
 
@@ -32,6 +33,8 @@ import written_gradients
 from flax import nnx
 
 import fedjax_tx as ftx
+from fedjax_tx.models import attention
+from fedjax_tx.models.product import product
 
 LEARNING_RATE = 0.1
 
@@ -81,12 +84,12 @@ def written_lookup(layer, tokens):
 def added_mask(attend: Callable) -> Callable:
     """Returns causal attention whose mask is a bias, by ``attend``'s own options."""
 
-    def attention(query, key, value, *, implementation, **options):
+    def attend_masked(query, key, value, *, implementation, **options):
         time = query.shape[1]
         bias = jnp.where(jnp.tril(jnp.ones((time, time), bool)), 0.0, -1e30)
         return attend(query, key, value, bias=bias[None, None], implementation=implementation)
 
-    return attention
+    return attend_masked
 
 
 def no_softmax(query, key, value, **options):
@@ -107,9 +110,10 @@ ROWS: dict[str, tuple[list, Callable | None]] = {
     "embedding by a product": ([LOOKUP], None),
     "all three written": ([NORM, LOOKUP], WRITTEN_LOSS),
     "written GELU": ([(jax.nn, "gelu", lambda x, approximate: written_gradients.gelu(x))], None),
-    "added mask": ([(jax.nn, "dot_product_attention", added_mask(jax.nn.dot_product_attention))], None),
+    "JAX's attention": ([(attention, "attend", jax.nn.dot_product_attention)], None),
+    "added mask": ([(attention, "attend", added_mask(jax.nn.dot_product_attention))], None),
     "no activation": ([(jax.nn, "gelu", lambda x, approximate: x)], None),
-    "no softmax": ([(jax.nn, "dot_product_attention", no_softmax)], None),
+    "no softmax": ([(attention, "attend", no_softmax)], None),
 }
 
 
@@ -147,10 +151,10 @@ def make_floor(settings: Settings) -> Callable:
     def products(params, x):
         for index in range(settings.model["num_layers"]):
             layer = jax.tree.map(lambda leaf: leaf[index], params["layers"])  # noqa: B023
-            heads = [part.reshape(*x.shape[:2], num_heads, -1) for part in jnp.split(x @ layer["qkv"], 3, axis=-1)]
-            x = no_softmax(*heads).reshape(x.shape) @ layer["out"]
-            x = x @ layer["mlp_in"] @ layer["mlp_out"]
-        return x @ params["head"]
+            heads = [part.reshape(*x.shape[:2], num_heads, -1) for part in jnp.split(product(x, layer["qkv"]), 3, axis=-1)]
+            x = product(no_softmax(*heads).reshape(x.shape), layer["out"])
+            x = product(product(x, layer["mlp_in"]), layer["mlp_out"])
+        return product(x, params["head"])
 
     def step(params, x):
         # By the inputs too: the embeddings' gradient needs it.

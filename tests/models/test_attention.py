@@ -1,6 +1,7 @@
 """Attention against softmax(Q K^T / sqrt(d_k)) V and Concat(heads) W^O in float64 NumPy; masks, dropout by effect."""
 
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fedjax_tx.models.attention import Block, SelfAttention, drop, fastest_implementation
+from fedjax_tx.models.attention import Block, SelfAttention, attend, drop, fastest_implementation
 
 WIDTH, HEADS, BATCH, TIME = 12, 3, 2, 7
 
@@ -75,6 +76,35 @@ def test_invalid_positions_change_nothing_and_a_row_of_them_stays_finite():
     gradient = jax.grad(lambda x: jnp.sum(attention(x, valid)[0, :4] ** 2))(x)
     assert np.isfinite(want).all() and np.isfinite(gradient).all()
     assert not np.any(gradient[0, 4:]) and np.all(np.any(gradient[0, :4] != 0, axis=-1))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("masked", [None, "keys", "pairs"])
+def test_written_attention_and_its_gradients_are_those_of_jaxs(is_causal, masked):
+    draw = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(draw.standard_normal((2, 5, 3, 4)), jnp.float32) for _ in range(3))
+    mask = {None: None, "keys": draw.random((2, 1, 1, 5)) < 0.5, "pairs": draw.random((2, 1, 5, 5)) < 0.3}[masked]
+    if mask is not None:
+        mask = jnp.asarray(mask).at[0].set(False)  # rows that see nothing
+
+    def slopes(function):
+        def total(*heads):
+            return jnp.sum(jnp.sin(function(*heads, mask=mask, is_causal=is_causal)))
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2)))(q, k, v)
+
+    for one, other in zip(*map(jax.tree.leaves, (slopes(attend), slopes(jax.nn.dot_product_attention))), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_attention_is_written_out_on_a_cpu_in_single_precision_with_keys_for_each_head():
+    def is_jaxs(dtype, groups):
+        shapes = [jax.ShapeDtypeStruct((2, 5, heads, 4), dtype) for heads in (4, groups, groups)]
+        with mock.patch.object(jax.nn, "dot_product_attention", side_effect=jax.nn.dot_product_attention) as library:
+            jax.eval_shape(lambda *heads: attend(*heads), *shapes)
+        return library.called
+
+    assert [is_jaxs(jnp.float32, 4), is_jaxs(jnp.float32, 2), is_jaxs(jnp.bfloat16, 4)] == [False, True, True]
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
