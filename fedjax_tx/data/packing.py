@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 _WORTH = 0.05  # of the slots: what a halving must save
-_SHORT = 24  # ticks: a pass of fewer is over before another loop body would be compiled
+SHORT = 24  # ticks: a pass of fewer is over before another loop body would be compiled
 
 
 class Packing(NamedTuple):
@@ -90,7 +90,7 @@ def choose_halvings(spans: np.ndarray, lanes: int, devices: int = 1) -> int:
     if lanes * devices * spans.max(initial=0) <= _WORTH * spans.sum():
         return 0
     untapered = pack(spans, lanes, devices)
-    if untapered.ends.max() < _SHORT:
+    if untapered.ends.max() < SHORT:
         return 0
     chosen, slots = 0, _slots(untapered, 0)
     for halvings in range(1, lanes.bit_length()):

@@ -20,9 +20,11 @@ import numpy as np
 
 from fedjax_tx import check, prng
 from fedjax_tx.data.batches import draw_batches, steps_of
-from fedjax_tx.data.packing import Packing, choose_halvings, count_slots, narrowings, pack
+from fedjax_tx.data.packing import SHORT, Packing, choose_halvings, count_slots, narrowings, pack
 from fedjax_tx.data.parts import Owners
 from fedjax_tx.types import Cohort, LocalWork
+
+_WORTH = 0.02  # of the rows of batches: what halving short ones must save to be worth its compilation
 
 
 class Schedule(NamedTuple):
@@ -30,7 +32,8 @@ class Schedule(NamedTuple):
 
     order [row]: rows of the data set in the order in which clients use them. first, count, slot, step [tick, lane]: where in
     ``order`` the lane's batch starts, how many real rows it has (0: dry), which slot of the cohort it serves, and which of that
-    client's steps it is. starts, finishes [tick + 1]: the events of tick t are starts[t]..starts[t + 1] of start_lane and
+    client's steps it is. half [tick, 0 or 1]: where short batches are stepped at half size, whether all of the tick's are at most
+    that long. starts, finishes [tick + 1]: the events of tick t are starts[t]..starts[t + 1] of start_lane and
     start_slot [client]; a finish comes after the tick's step. narrow [halving]: the tick from which the first half of the lanes
     goes on alone, then the first quarter, and so on. ids, num_examples, num_steps, version [client]: the cohort.
     On a mesh, the fields named by ``PER_DEVICE`` have a leading device axis.
@@ -44,6 +47,7 @@ class Schedule(NamedTuple):
     count: np.ndarray  # type: ignore[assignment]  # not the method of tuples
     slot: np.ndarray
     step: np.ndarray
+    half: np.ndarray
     starts: np.ndarray
     start_lane: np.ndarray
     start_slot: np.ndarray
@@ -58,7 +62,7 @@ class Schedule(NamedTuple):
 
 
 PER_DEVICE = (
-    *("num_ticks", "narrow", "first", "count", "slot", "step"),
+    *("num_ticks", "narrow", "first", "count", "slot", "step", "half"),
     *("starts", "start_lane", "start_slot", "finishes", "finish_lane", "finish_slot"),
 )
 
@@ -67,7 +71,7 @@ class Capacity(NamedTuple):
     """Sizes of a schedule's arrays: an upper bound for every cohort that can come, so that one program serves them all.
 
     lanes: of each device. devices: the length of the device axis; None: there is no such axis, and one device. halvings: how
-    often the lanes may halve.
+    often the lanes may halve. halves: whether batches of at most half the rows are stepped at half size.
     """
 
     clients: int
@@ -76,6 +80,7 @@ class Capacity(NamedTuple):
     rows: int
     devices: int | None = None
     halvings: int = 0
+    halves: bool = False
 
 
 def count_steps(sizes: np.ndarray, work: LocalWork) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +127,7 @@ def plan_capacity(
     """Returns capacities that hold any cohort of at most ``max_clients`` clients, distinct unless ``repeats``.
 
     ``num_lanes`` is that of each device. ``taper``: how often the lanes may halve; ``"auto"``: as often as pays for a cohort
-    of this size whose clients are spread evenly over all clients, sorted by their work.
+    of this size whose clients are spread evenly over all clients, sorted by their work, and batches are halved where that pays.
     """
     steps, rows = count_steps(sizes, work)
     busiest = _largest(np.maximum(steps, 1), max_clients)
@@ -136,9 +141,31 @@ def plan_capacity(
     ticks = min(int(busiest.sum()), -(-int(busiest.sum()) // in_all) + int(busiest.max(initial=1)))
     if taper == "auto":
         halvings = choose_halvings(_spread(np.maximum(steps, 1), max_clients), lanes, devices or 1) if lanes > 1 else 0
+        halves = lanes == 1 and ticks >= SHORT and _halved_share(sizes, steps, work) >= _WORTH
     else:
-        halvings = min(taper, lanes.bit_length() - 1)
-    return Capacity(max(1, max_clients), lanes, max(1, ticks), max(1, int(longest_rows.sum())), devices, halvings)
+        halvings, halves = min(taper, lanes.bit_length() - 1), False
+    return Capacity(max(1, max_clients), lanes, max(1, ticks), max(1, int(longest_rows.sum())), devices, halvings, halves)
+
+
+def _halved_share(sizes: np.ndarray, steps: np.ndarray, work: LocalWork) -> float:
+    """Returns which share of the rows of all clients' batches is saved where short ones are stepped at half size."""
+    half = half_of(work.batch_size)
+    if work.expected_batch is not None:
+        short = steps * (work.expected_batch <= half)
+    else:
+        tails = sizes % work.batch_size
+        short = np.where((tails > 0) & (tails <= half), steps // np.maximum(-(-sizes // work.batch_size), 1), 0)
+    return float(short.sum() * (1 - half / work.batch_size) / max(1, steps.sum()))
+
+
+def half_of(batch_size: int) -> int:
+    """Returns the rows of half a batch, rounded up.
+
+    Example:
+      >>> half_of(5)
+      3
+    """
+    return -(-batch_size // 2)
 
 
 def make_schedule(
@@ -183,9 +210,11 @@ def make_schedule(
     grid = np.zeros((4, devices, capacity.ticks, capacity.lanes), np.int32)
     client, step = steps_of(spans)
     grid[:, device[client], start[client] + step, lane[client]] = first, count, client, step
+    half = grid[1].max(2, keepdims=True) <= half_of(work.batch_size)
+    half = half[..., : int(capacity.halves)] & (np.arange(capacity.ticks)[:, None] < num_ticks[:, None, None])
     begin = [_events(start, lane, device == one, capacity) for one in range(devices)]
     end = [_events(start + spans - 1, lane, device == one, capacity) for one in range(devices)]
-    arrays = (num_ticks, narrow, *grid, *map(np.stack, zip(*begin, strict=True)), *map(np.stack, zip(*end, strict=True)))
+    arrays = (num_ticks, narrow, *grid, half, *map(np.stack, zip(*begin, strict=True)), *map(np.stack, zip(*end, strict=True)))
     if capacity.devices is None:
         arrays = tuple(array.reshape(array.shape[1:]) for array in arrays)
 
@@ -208,8 +237,9 @@ def make_schedule(
 
 def useful_share(schedule: Schedule, batch_size: int) -> float:
     """Returns real examples over slots: the share of the lanes' batch rows that hold an example, 0 for no work."""
-    slots = int(slots_by_device(schedule).sum()) * batch_size
-    return float(schedule.count.sum() / slots) if slots else 0.0
+    rows = int(slots_by_device(schedule).sum()) * batch_size
+    rows -= int(schedule.half.sum()) * schedule.count.shape[-1] * (batch_size - half_of(batch_size))
+    return float(schedule.count.sum() / rows) if rows else 0.0
 
 
 def slots_by_device(schedule: Schedule) -> np.ndarray:

@@ -6,7 +6,8 @@ loops over the schedule's events: not under ``vmap`` (which would select among a
 (which a sweep's ``vmap`` would turn into a select). The loops' counts are traced, so a program serves every cohort that fits.
 
 As lanes run dry at the end of a pass, the loop over ticks may hand over to one over the first half of the lanes, and so on; each
-such loop is one more body to compile (``data/packing.py`` says when it pays).
+such loop is one more body to compile (``data/packing.py`` says when it pays). Where a single lane has many short batches, those
+of at most half the rows are stepped at half size, by a step of its own (``data/schedule.py``).
 
 In a sweep a client's every number is one for each setting, on a last axis (``stacked.py``): weights and flags, which are scalars
 elsewhere, then have just that axis, and broadcasting lines them up with the rest.
@@ -28,7 +29,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Key
 
 from fedjax_tx import check, prng, tree
-from fedjax_tx.data.schedule import Schedule
+from fedjax_tx.data.schedule import Schedule, half_of
 from fedjax_tx.simulation.mesh import join
 from fedjax_tx.types import BatchShapes, ClientInfo, Linear, Metrics, Pass, PyTree, Rows, Stacked, Totals
 
@@ -213,9 +214,14 @@ def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size,
 
     if mask.shape[0] > 1:
         return jax.vmap(step)(wanted, lane_infos, lanes, batch, mask, keys)
+
+    def half_step(wanted, info, local, batch, mask, key):
+        batch, mask = jax.tree.map(lambda rows: rows[: half_of(batch_size)], (batch, mask))
+        return step(wanted, info, local, batch, mask, key)
+
     # A single lane goes without its axis, which would cost the step of a convolutional network a seventh of its time on a CPU.
     one = tree.take((wanted, lane_infos, lanes, batch, mask, keys), 0)
-    stepped = step(*one)
+    stepped = lax.cond(schedule.half[number, 0], half_step, step, *one) if schedule.half.size else step(*one)
     if watch is not None:
         watch("what it carries on", stepped, schedule.slot[number, 0], schedule.step[number, 0], one[3])
     return jax.tree.map(lambda leaf: leaf[None], stepped)

@@ -11,6 +11,7 @@ from fedjax_tx.data.schedule import (
     PER_DEVICE,
     count_steps,
     cut_short,
+    half_of,
     make_schedule,
     plan_capacity,
     slots_by_device,
@@ -94,6 +95,8 @@ def check_laws(sizes, work, ids, lanes, **options):
                 assert used == rows[: len(used)]
     # Lanes are contiguous from tick 0: a lane that falls dry stays dry, but for the empty tick of a client without a step.
     busy = schedule.count[: schedule.num_ticks] > 0
+    short = schedule.count.max(1, initial=0) <= half_of(work.batch_size)
+    assert (schedule.half == (short & (np.arange(short.size) < schedule.num_ticks))[:, None]).all()
     if schedule.num_steps[: len(ids)].all():
         assert (np.diff(busy.astype(int), axis=0) <= 0).all()
     return schedule
@@ -118,7 +121,7 @@ def test_laws_hold_for_random_sizes_lanes_batches_and_work(case):
     sizes, work = random_work(case, generator)
     num_clients = sizes.size
     most = int(generator.integers(0, num_clients + 1))
-    for lanes, taper in ((1, 0), (2, 0), (3, 1), (5, 9), (16, 3), (16, "auto")):
+    for lanes, taper in ((1, 0), (1, "auto"), (2, 0), (3, 1), (5, 9), (16, 3), (16, "auto")):
         cohort = generator.permutation(num_clients)[: generator.integers(0, most + 1)]
         check_laws(sizes, work, cohort.tolist(), lanes, max_clients=most, round_number=case, taper=taper)
 
@@ -320,6 +323,27 @@ def test_useful_share_counts_the_lanes_that_are_left_by_hand():
     assert useful_share(schedule, 2) == 20 / 24
     flat = plan([9, 5, 4, 2], LocalWork(batch_size=2), lanes=4)
     assert (flat.narrow.tolist(), useful_share(flat, 2)) == ([], 20 / 40)
+
+
+def test_short_batches_are_stepped_at_half_size_where_that_pays():
+    def halves(sizes, lanes=1, taper="auto", **work):
+        return plan_capacity(np.array(sizes), LocalWork(batch_size=4, **work), len(sizes), lanes, taper=taper).halves
+
+    assert halves([5] * 12)  # of 24 batches, 12 have one row
+    assert not halves([7] * 12)  # three rows are more than half
+    assert not halves([8] * 12)
+    assert not halves([5] * 11)  # over too soon
+    assert not halves([5] * 12, lanes=2)
+    assert not halves([5] * 12, taper=0)
+    assert halves([45] * 2) and not halves([401])  # one of 12, one of 101
+    assert not halves([5] * 24, steps=1) and halves([5] * 12, steps=2)
+    assert halves([50] * 2, steps=12, expected_batch=2) and not halves([50] * 2, steps=12, expected_batch=3)
+
+
+def test_useful_share_counts_half_batches_by_hand():
+    schedule = plan([5] * 12, LocalWork(batch_size=4), lanes=1, taper="auto")
+    assert schedule.half[:, 0].sum() == 12
+    assert useful_share(schedule, 4) == 60 / (12 * 4 + 12 * 2)
 
 
 def test_lanes_halve_as_often_as_they_can_or_as_pays():

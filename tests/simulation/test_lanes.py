@@ -104,9 +104,9 @@ def test_a_transformer_with_dropout_does_not_depend_on_lanes():
             hyper={},
             train=problems.text_clients(),
             cohorts=ftx.data.fixed_cohorts([cohort]),
-            local=ftx.data.LocalWork(batch_size=2, epochs=2),
+            local=ftx.data.LocalWork(batch_size=2, epochs=6),  # 24 ticks: one lane steps short batches at half size
         )
-        state, _ = problems.play(experiment, 2, num_lanes)
+        state, _ = problems.play(experiment, 1, num_lanes)
         results.append(state.device.server.params)
     assert_close(*results)
 
@@ -192,6 +192,30 @@ def test_keys_and_batches_do_not_depend_on_lanes_slots_calls_or_the_rest_of_the_
         _, infos = problems.play(experiment, 3, num_lanes, rounds_per_call)
         got = drawn(infos)
         assert got == {name: want[name] for name in got}
+
+
+def test_short_batches_are_stepped_at_half_size_and_nothing_else_changes():
+    seen = []
+
+    def make_algorithm(hyper):
+        recorder = problems.recorder(10)
+
+        def step(broadcast, info, local, batch, mask, key):
+            seen.append(mask.size)
+            return recorder.step(broadcast, info, local, batch, mask, key)
+
+        return problems.one_pass(recorder._replace(step=step))
+
+    told = []
+    for taper in ("auto", 0):
+        seen.clear()
+        experiment = problems.experiment(make_algorithm, local=ftx.data.LocalWork(batch_size=4, epochs=4))
+        round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=1, taper=taper))
+        _, info = round_fn(round_fn.init())
+        told.append(drawn([info]))
+        # 25 rows in batches of 4, 1; 1; 4, 4, 1; 3; 4, 3, four times over; and one empty tick of a client without a row.
+        assert (set(seen), info.useful) == (({2, 4}, 100 / (24 * 4 + 13 * 2)) if taper else ({4}, 100 / (37 * 4)))
+    assert told[0] == told[1]
 
 
 def test_keys_differ_between_clients_rounds_steps_and_seeds():
