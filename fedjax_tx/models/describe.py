@@ -1,7 +1,8 @@
 """What a model costs: its parameters, the arithmetic of an example, and what training it holds on to.
 
-FLOPs are those of matrix products and convolutions, two for each multiplication with its addition, as papers count them; padding
-counts. They are counted in the traced program, a loop as often as it runs, since XLA's own count takes the body of a scan once.
+FLOPs are those of matrix products and convolutions, two for each multiplication with its addition, as papers count them: padding
+counts, and a convolution is a direct one. They are counted in the traced program, a loop as often as it runs, since XLA's own
+count takes the body of a scan once.
 Activation memory is what the backward pass reads of the forward pass; XLA may hold less by computing some of it again.
 """
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_tx import check, tree
+from fedjax_tx.models import winograd
 from fedjax_tx.types import Model, PyTree
 
 
@@ -51,7 +53,8 @@ def describe(model: Model, inputs: PyTree) -> Costs:
     if not arrays or any(len(jnp.shape(array)) == 0 for array in arrays):
         check.fail_value("inputs", "to be arrays with a leading batch axis", jax.tree.map(jnp.shape, inputs))
     params = jax.eval_shape(model.init, jax.random.key(0))
-    one, two = (_costs_of_batch(model, params, inputs, size) for size in (1, 2))
+    with winograd.never():
+        one, two = (_costs_of_batch(model, params, inputs, size) for size in (1, 2))
     per_example = [double - single for single, double in zip(one, two, strict=True)]  # what all examples share drops out
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     return Costs(size, tree.num_bytes(params), *per_example)
