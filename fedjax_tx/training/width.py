@@ -64,7 +64,12 @@ def _choose_lanes(setup: Setup, piece: Piece, execution: Execution, seconds: flo
     best = seconds_a_setting(setup, piece) if seconds is None else seconds
     for lanes in itertools.takewhile(lambda lanes: lanes <= most, (_MORE_LANES**power for power in itertools.count(1))):
         wider = with_lanes(setup, lanes, execution)
-        if not fits_memory(wider, piece) or (found := seconds_a_setting(wider, piece)) >= best:
+        if not fits_memory(wider, piece):
+            break
+        found = seconds_a_setting(wider, piece)
+        if found >= best:  # the machine may have been busy with other work just then: both once more
+            best, found = (seconds_a_setting(one, piece) for one in (setup, wider))
+        if found >= best:
             break
         setup, best = wider, found
     return setup

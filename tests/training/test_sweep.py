@@ -275,10 +275,14 @@ def test_settings_run_one_after_another_where_that_is_faster(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seconds", "expected"), [({1: 3, 4: 2}, 4), ({1: 1, 4: 2}, 1)])
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [({1: [3], 4: [2]}, 4), ({1: [1, 1], 4: [2, 2]}, 1), ({1: [3, 3], 4: [5, 2]}, 4)],  # the last: first timed at a busy moment
+)
 def test_a_sweep_has_the_lanes_that_are_best_for_its_settings(tmp_path, monkeypatch, seconds, expected):
     experiment = problems.experiment(problems.make_fed_avg, hyper={"client_lr": 0.1})
-    monkeypatch.setattr(width, "seconds_a_setting", lambda setup, piece: seconds[setup.round_fn.num_lanes])
+    told = {lanes: iter(values) for lanes, values in seconds.items()}
+    monkeypatch.setattr(width, "seconds_a_setting", lambda setup, piece: next(told[setup.round_fn.num_lanes]))
     execution = ftx.Execution(rounds_per_call=2)
     sweep(experiment, {"client_lr": [0.1, 0.2, 0.3]}, execution=execution, settings_at_once=3, run_dir=tmp_path)
     assert saved_choice(tmp_path, "num_lanes") == expected
