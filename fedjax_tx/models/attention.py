@@ -151,7 +151,7 @@ class SelfAttention(nnx.Module):
       num_kv_heads: how many heads of keys and values, of which ``num_heads`` is a multiple; None: as many.
       rotary: whether queries and keys are turned by their positions; heads are then of even size.
       dtype: type of the arithmetic; parameters are float32.
-      implementation: of ``jax.nn.dot_product_attention``: "xla", "cudnn" (bfloat16 on NVIDIA), or None (cuDNN where it can).
+      implementation: "xla" (by ``attend``), "cudnn" (bfloat16 on NVIDIA), or None (cuDNN where it can).
       rngs: draws the parameters.
 
     Raises:

@@ -11,6 +11,8 @@ of transposed operands in the order that has one (batch, space, channels)::
 A stride of one dilates the kernel or the input of the other. Both gradients are ``convolve`` again, so they have gradients too;
 what they don't have is a forward-mode derivative.
 
+Images and kernels of 3 x 3 go another way on a CPU, in float32 and with three channels or more: by tiles (``winograd.py``).
+
 Where clients have kernels of their own, ``vmap`` makes grouped convolutions, for which a CPU has no routine either: there the
 clients' convolutions run one after another. Accelerators keep the grouped ones.
 """

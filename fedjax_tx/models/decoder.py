@@ -82,7 +82,7 @@ def decoder(
         (arXiv:2104.09864); then ``width / num_heads`` is even.
       num_kv_heads: heads of keys and values, of which ``num_heads`` is a multiple (arXiv:2305.13245); None: as many.
       dtype: type of the arithmetic, float32 or bfloat16; parameters, gradients and logits are float32 in both.
-      implementation: of ``jax.nn.dot_product_attention``: "xla", "cudnn", or None: cuDNN on NVIDIA in bfloat16, else XLA.
+      implementation: of attention: "xla", "cudnn", or None: cuDNN on NVIDIA in bfloat16, else XLA.
       unroll: whether the layers are compiled one after another (faster to run) or as a loop (faster to compile).
       lora_rank: rank of the low-rank adapters (``models.lora``) on every dense layer of the blocks; 0: none. Everything else is
         drawn as without them.

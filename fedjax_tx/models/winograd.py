@@ -16,7 +16,6 @@ paper's (0, ±1, ±2; "Error Analysis and Improving the Accuracy of Winograd Con
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -26,9 +25,9 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
-_KERNEL, _TILE = 3, 4  # outputs of a tile, along an axis
+_KERNEL, _TILE = 3, 4  # extents along an axis, of a tile in outputs
 _INPUTS = _TILE + _KERNEL - 1  # of a tile, along an axis
-_POINTS = (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))  # and infinity
+_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
 _MAY_BE_TAKEN = ContextVar("may convolutions by tiles be taken", default=True)
 
 
@@ -36,12 +35,12 @@ def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Aᵀ [4, 6], G [6, 3] and Bᵀ [6, 6] of one axis, as Toom and Cook make them of the points."""
     outputs, kernel, inputs = np.zeros((_TILE, _INPUTS)), np.zeros((_INPUTS, _KERNEL)), np.zeros((_INPUTS, _INPUTS))
     for number, point in enumerate(_POINTS):
-        others = [float(other) for other in _POINTS if other != point]
-        outputs[:, number] = float(point) ** np.arange(_TILE)
-        kernel[number] = float(point) ** np.arange(_KERNEL) / np.prod(float(point) - np.array(others))
+        others = np.delete(_POINTS, number)
+        outputs[:, number] = point ** np.arange(_TILE)
+        kernel[number] = point ** np.arange(_KERNEL) / np.prod(point - others)
         inputs[number, :-1] = np.poly(others)[::-1]
     outputs[-1, -1] = kernel[-1, -1] = 1.0
-    inputs[-1] = np.poly([float(point) for point in _POINTS])[::-1]
+    inputs[-1] = np.poly(_POINTS)[::-1]
     return outputs, kernel, inputs
 
 
@@ -57,10 +56,9 @@ def is_sooner(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype) ->
       >>> is_sooner((20, 26, 26, 32), (3, 3, 32, 64), jnp.bfloat16)
       False
     """
-    if not _MAY_BE_TAKEN.get():
-        return False
     square, large = kernel_shape[:2] == (_KERNEL, _KERNEL), min(x_shape[1:3]) >= _KERNEL + 2
-    return jax.default_backend() == "cpu" and dtype == jnp.float32 and square and large and min(kernel_shape[2:]) >= 3
+    fits = dtype == jnp.float32 and square and large and min(kernel_shape[2:]) >= 3
+    return fits and jax.default_backend() == "cpu" and _MAY_BE_TAKEN.get()
 
 
 @contextmanager
