@@ -9,7 +9,8 @@ Summed over channels, each of the 36 entries of ⊙ is a matrix product over all
 multiplications for 16 outputs, not 144. Gradients are the transposed products, as many. Both axes of a transform are one product
 with a Kronecker product, [36, 36], which a CPU does at full speed.
 
-Rounding is some three times that of a direct convolution: points are 0, ±3/4, ±3/2 and infinity, which round less than the
+Rounding is some two to ten times that of a direct convolution, 1e-5 of a gradient's standard deviation
+(``experiments/benchmarks/convolutions.py``): points are 0, ±3/4, ±3/2 and infinity, which round less than the
 paper's (0, ±1, ±2; "Error Analysis and Improving the Accuracy of Winograd Convolution", Barabasz et al., arXiv:1803.10986).
 """
 
@@ -48,7 +49,7 @@ _TO_OUTPUTS, _OF_KERNEL, _OF_INPUTS = (np.kron(one, one).astype(np.float32) for 
 
 
 def is_sooner(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype) -> bool:
-    """Whether this is sooner than a direct convolution: on a CPU, as measured with one core, 1.3 to 2.8 times.
+    """Whether this is sooner than a direct convolution: on a CPU, as measured with one core, 1.1 to 2.8 times.
 
     ``x_shape``: [batch, height, width, inputs], padded. ``kernel_shape``: [height, width, inputs, outputs]. The stride is 1.
 
