@@ -73,7 +73,6 @@ def measure(settings: Settings) -> dict[str, np.ndarray]:
     execution = ftx.Execution(num_lanes=settings.lanes, rounds_per_call=count, mesh=None)
     experiment = make_experiment(settings)
     round_fn, alone = (ftx.make_round(experiment, execution) for _ in range(2))
-    sizes = [work.batch_size for work in round_fn.works]
     state = round_fn.init()
     seconds: dict[str, list[float]] = {name: [] for name in PARTS}
     for turn in range(-2, settings.repeats):  # the first compiles, the second fills what was prepared ahead
@@ -83,7 +82,7 @@ def measure(settings: Settings) -> dict[str, np.ndarray]:
         ticks = [time.perf_counter()]
         _, output = jax.block_until_ready(run_rounds(maker, batch_sizes, *arrays, mesh))
         ticks.append(time.perf_counter())
-        read_infos(state.round, plan, jax.device_get(output), sizes)
+        read_infos(state.round, plan, jax.device_get(output))
         ticks.append(time.perf_counter())
         alone.plan(state, count)
         ticks.append(time.perf_counter())

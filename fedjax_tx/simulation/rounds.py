@@ -5,7 +5,7 @@ The host selects cohorts and packs them into schedules; the devices do the rest.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -70,11 +70,20 @@ class RoundInfo(NamedTuple):
     dropped: np.ndarray
 
 
+class RoundCounts(NamedTuple):
+    """What the schedules of a round say of it; the fields are those of ``RoundInfo``."""
+
+    num_examples: int
+    num_steps: int
+    useful: float
+
+
 class Plan(NamedTuple):
     """Some rounds, planned on the host: who, and on which lane; ``schedules`` holds for each pass a list over the rounds."""
 
     cohorts: list[Cohort]
     schedules: tuple[list[Schedule], ...]
+    counts: list[RoundCounts]
     source_state: PyTree
 
 
@@ -145,7 +154,7 @@ class RoundFunction:
         if then and not reads_metrics and not self.debug:
             self.ahead.append(prepare_ahead(_key(state, then), lambda: self.prepare(self.plan(state, then))))
         # Only here the host waits for the devices.
-        infos = read_infos(state.round - num_rounds, plan, jax.device_get(output), [work.batch_size for work in self.works])
+        infos = read_infos(state.round - num_rounds, plan, jax.device_get(output))
         last = (infos[-1].client_ids, infos[-1].client_metrics) if reads_metrics else None
         return state._replace(last_metrics=last), infos
 
@@ -163,7 +172,8 @@ class RoundFunction:
             self._refuse_versions(cohorts[-1])
             for work, capacity, planned in zip(self.works, self.capacities, schedules, strict=True):
                 planned.append(make_schedule(cohorts[-1], train.offsets, work, capacity, state.seed, number, self.owners))
-        return Plan(cohorts, schedules, source_state)
+        counts = [count_round(planned, self.works) for planned in zip(*schedules, strict=True)]
+        return Plan(cohorts, schedules, counts, source_state)
 
     def prepare(self, plan: Plan) -> Call:
         """Makes ready what the compiled program is given of a plan; with the data on the host, its rows are on their way."""
@@ -307,18 +317,23 @@ def hyper_arrays(hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: value.astype(np.int32 if value.dtype.kind in "iu" else np.float32) for name, value in values.items()}
 
 
-def read_infos(first_round: int, plan: Plan, output, batch_sizes: list[int]) -> list[RoundInfo]:
+def count_round(schedules: Sequence[Schedule], works: Sequence[LocalWork]) -> RoundCounts:
+    """Returns what the schedules of a round's passes say of it."""
+    shares = [useful_share(schedule, work.batch_size) for schedule, work in zip(schedules, works, strict=True)]
+    examples, steps = (sum(int(getattr(one, name).sum()) for one in schedules) for name in ("count", "num_steps"))
+    return RoundCounts(examples, steps, float(np.mean(shares)))
+
+
+def read_infos(first_round: int, plan: Plan, output) -> list[RoundInfo]:
     """Returns what a person wants to see of the rounds of a plan, from what the compiled program gave."""
     infos = []
-    for number, cohort in enumerate(plan.cohorts):
+    for number, (cohort, counts) in enumerate(zip(plan.cohorts, plan.counts, strict=True)):
         size = cohort.ids.size
         row = jax.tree.map(lambda leaf, number=number: leaf[number], output)
         client_metrics = {name: (value[:size], weight[:size]) for name, (value, weight) in row.metrics.items()}
         not_finite, dropped = row.not_finite[:size], cohort.work_done == 0
-        counts = ~(not_finite | dropped)
-        counted = {name: (value[counts], weight[counts]) for name, (value, weight) in client_metrics.items()}
-        schedules = [planned[number] for planned in plan.schedules]
-        slots = zip(schedules, batch_sizes, strict=True)
+        heard = ~(not_finite | dropped)
+        counted = {name: (value[heard], weight[heard]) for name, (value, weight) in client_metrics.items()}
         info = RoundInfo(
             round=first_round + number,
             metrics={name: weighted_mean(*pair) for name, pair in counted.items()},
@@ -327,12 +342,10 @@ def read_infos(first_round: int, plan: Plan, output, batch_sizes: list[int]) -> 
             server={name: _plain(value) for name, value in row.server.items()},
             aggregation={name: _plain(value) for name, value in row.aggregation.items()},
             num_clients=int(row.totals.clients),
-            num_examples=sum(int(schedule.count.sum()) for schedule in schedules),
-            num_steps=sum(int(schedule.num_steps.sum()) for schedule in schedules),
-            useful=float(np.mean([useful_share(schedule, batch_size) for schedule, batch_size in slots])),
             empty=bool(row.empty),
             not_finite=cohort.ids[not_finite],
             dropped=cohort.ids[dropped],
+            **counts._asdict(),
         )
         infos.append(info)
     return infos

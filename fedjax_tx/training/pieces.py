@@ -135,8 +135,7 @@ def _run_rounds(
     plan = setup.round_fn.plan(state, count)
     device, output = run_settings(*arguments(setup, settings, state, plan, num_settings))
     output = jax.device_get(output)
-    batch_sizes = [work.batch_size for work in setup.round_fn.works]
-    infos = [read_infos(state.round, plan, tree.take(output, number), batch_sizes) for number in range(num_settings)]
+    infos = [read_infos(state.round, plan, tree.take(output, number)) for number in range(num_settings)]
     return RoundState(device, plan.source_state, state.seed, state.round + count), infos
 
 
