@@ -6,7 +6,7 @@ take turns; ratios are within a turn. Rounding is the largest error of the kerne
 gradient's standard deviation.
 
 Command: taskset -c 0 python experiments/benchmarks/convolutions.py
-Time: a minute on one CPU core. Score: the table it prints.
+Time: 15 seconds on one CPU core. Score: the table it prints.
 """
 
 import json

@@ -9,7 +9,7 @@ Summed over channels, each of the 36 entries of ⊙ is a matrix product over all
 multiplications for 16 outputs, not 144. Gradients are the transposed products, as many. Both axes of a transform are one product
 with a Kronecker product, [36, 36], which a CPU does at full speed.
 
-Rounding is some two to ten times that of a direct convolution, 1e-5 of a gradient's standard deviation
+Rounding is mostly two to ten times that of a direct convolution, some 1e-5 of a gradient's standard deviation
 (``experiments/benchmarks/convolutions.py``): points are 0, ±3/4, ±3/2 and infinity, which round less than the
 paper's (0, ±1, ±2; "Error Analysis and Improving the Accuracy of Winograd Convolution", Barabasz et al., arXiv:1803.10986).
 """
