@@ -62,16 +62,19 @@ def narrowings(ends: np.ndarray, halvings: int) -> np.ndarray:
     return ends[:, [ends.shape[-1] >> halving for halving in range(1, halvings + 1)]]
 
 
-def count_slots(narrow: np.ndarray, num_ticks: np.ndarray, lanes: int) -> np.ndarray:
+def count_slots(narrow: np.ndarray | None, num_ticks: np.ndarray, lanes: int) -> np.ndarray:
     """Returns ticks x lanes, summed over the widths that the lanes have in turn.
 
     Args:
-      narrow: int [..., halving], from which tick on the lanes are halved. num_ticks: int [...]. lanes: of the first width.
+      narrow: int [..., halving], from which tick on the lanes are halved; None: never. num_ticks: int [...]. lanes: of the first
+        width.
 
     Example:
       >>> int(count_slots(np.array([4, 7]), np.array(9), 5))  # 4 x 5 + 3 x 2 + 2 x 1
       28
     """
+    if narrow is None:
+        return np.asarray(num_ticks * lanes)
     bounds = np.concatenate([narrow, np.asarray(num_ticks)[..., None]], axis=-1)
     widths = lanes >> np.arange(bounds.shape[-1])
     return np.asarray((np.diff(bounds, axis=-1, prepend=0) * widths).sum(-1))

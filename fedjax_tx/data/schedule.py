@@ -33,21 +33,22 @@ class Schedule(NamedTuple):
     order [row]: rows of the data set in the order in which clients use them. first, count, slot, step [tick, lane]: where in
     ``order`` the lane's batch starts, how many real rows it has (0: dry), which slot of the cohort it serves, and which of that
     client's steps it is. half [tick, 0 or 1]: where short batches are stepped at half size, whether all of the tick's are at most
-    that long. starts, finishes [tick + 1]: the events of tick t are starts[t]..starts[t + 1] of start_lane and
+    that long (None: nowhere). starts, finishes [tick + 1]: the events of tick t are starts[t]..starts[t + 1] of start_lane and
     start_slot [client]; a finish comes after the tick's step. narrow [halving]: the tick from which the first half of the lanes
-    goes on alone, then the first quarter, and so on. ids, num_examples, num_steps, version [client]: the cohort.
-    On a mesh, the fields named by ``PER_DEVICE`` have a leading device axis.
+    goes on alone, then the first quarter, and so on (None: never). ids, num_examples, num_steps, version [client]: the cohort.
+    On a mesh, the fields named by ``PER_DEVICE`` have a leading device axis. No array is empty: XLA of JAX 0.11.2 dies of empty
+    arrays on a mesh.
     """
 
     num_ticks: np.ndarray
-    narrow: np.ndarray
+    narrow: np.ndarray | None
     num_clients: np.ndarray
     order: np.ndarray
     first: np.ndarray
     count: np.ndarray  # type: ignore[assignment]  # not the method of tuples
     slot: np.ndarray
     step: np.ndarray
-    half: np.ndarray
+    half: np.ndarray | None
     starts: np.ndarray
     start_lane: np.ndarray
     start_slot: np.ndarray
@@ -196,7 +197,8 @@ def make_schedule(
     spans = np.maximum(steps, 1)
     packing = _pack(spans, capacity, None if owners is None else (owners.of(ids), owners.devices))
     device, lane, start, ends = packing
-    num_ticks, narrow = (bounds.astype(np.int32) for bounds in (ends[:, 0], narrowings(ends, capacity.halvings)))
+    num_ticks = ends[:, 0].astype(np.int32)
+    narrow = narrowings(ends, capacity.halvings).astype(np.int32) if capacity.halvings else None
     first_rows = offsets[ids] if owners is None else owners.first_rows(ids, offsets)
     if work.expected_batch is None:
         starts = np.concatenate([[0], np.cumsum(rows)])
@@ -210,13 +212,15 @@ def make_schedule(
     grid = np.zeros((4, devices, capacity.ticks, capacity.lanes), np.int32)
     client, step = steps_of(spans)
     grid[:, device[client], start[client] + step, lane[client]] = first, count, client, step
-    half = grid[1].max(2, keepdims=True) <= half_of(work.batch_size)
-    half = half[..., : int(capacity.halves)] & (np.arange(capacity.ticks)[:, None] < num_ticks[:, None, None])
+    half = None
+    if capacity.halves:
+        short = grid[1].max(2, keepdims=True) <= half_of(work.batch_size)
+        half = short & (np.arange(capacity.ticks)[:, None] < num_ticks[:, None, None])
     begin = [_events(start, lane, device == one, capacity) for one in range(devices)]
     end = [_events(start + spans - 1, lane, device == one, capacity) for one in range(devices)]
     arrays = (num_ticks, narrow, *grid, half, *map(np.stack, zip(*begin, strict=True)), *map(np.stack, zip(*end, strict=True)))
     if capacity.devices is None:
-        arrays = tuple(array.reshape(array.shape[1:]) for array in arrays)
+        arrays = jax.tree.map(lambda array: array.reshape(array.shape[1:]), arrays)
 
     def pad(values, dtype=np.int32):
         out = np.zeros((capacity_clients, *values.shape[1:]), dtype)
@@ -238,7 +242,8 @@ def make_schedule(
 def useful_share(schedule: Schedule, batch_size: int) -> float:
     """Returns real examples over slots: the share of the lanes' batch rows that hold an example, 0 for no work."""
     rows = int(slots_by_device(schedule).sum()) * batch_size
-    rows -= int(schedule.half.sum()) * schedule.count.shape[-1] * (batch_size - half_of(batch_size))
+    if schedule.half is not None:
+        rows -= int(schedule.half.sum()) * schedule.count.shape[-1] * (batch_size - half_of(batch_size))
     return float(schedule.count.sum() / rows) if rows else 0.0
 
 
@@ -256,7 +261,7 @@ def cut_short(schedule: Schedule, ticks: int, out_of: int) -> Schedule:
     def cut(values: np.ndarray) -> np.ndarray:
         return np.asarray(-(-values.astype(np.int64) * ticks // out_of), np.int32)
 
-    return schedule._replace(num_ticks=cut(schedule.num_ticks), narrow=cut(schedule.narrow))
+    return schedule._replace(num_ticks=cut(schedule.num_ticks), narrow=jax.tree.map(cut, schedule.narrow))
 
 
 def stack(schedules: list[Schedule], length: int) -> Schedule:

@@ -111,7 +111,8 @@ def run_pass(
         return lanes, collected
 
     lanes, first = tree.zeros(local, (num_lanes,)), jnp.int32(0)
-    for halvings, end in enumerate((*schedule.narrow, schedule.num_ticks)):
+    narrow = () if schedule.narrow is None else schedule.narrow
+    for halvings, end in enumerate((*narrow, schedule.num_ticks)):
         width = num_lanes >> halvings
         lanes = jax.tree.map(lambda leaf, width=width: leaf[:width], lanes)
         lanes, collected = lax.fori_loop(first, end, partial(tick, _first_lanes(schedule, width)), (lanes, collected))
@@ -221,7 +222,7 @@ def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size,
 
     # A single lane goes without its axis, which would cost the step of a convolutional network a seventh of its time on a CPU.
     one = tree.take((wanted, lane_infos, lanes, batch, mask, keys), 0)
-    stepped = lax.cond(schedule.half[number, 0], half_step, step, *one) if schedule.half.size else step(*one)
+    stepped = step(*one) if schedule.half is None else lax.cond(schedule.half[number, 0], half_step, step, *one)
     if watch is not None:
         watch("what it carries on", stepped, schedule.slot[number, 0], schedule.step[number, 0], one[3])
     return jax.tree.map(lambda leaf: leaf[None], stepped)

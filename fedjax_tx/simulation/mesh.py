@@ -167,7 +167,8 @@ def run_on_each(
         return isinstance(value, Schedule)
 
     def own(schedule):
-        return schedule._replace(**{name: getattr(schedule, name).squeeze(device_axis) for name in PER_DEVICE})
+        parts = {name: getattr(schedule, name) for name in PER_DEVICE}
+        return schedule._replace(**jax.tree.map(lambda part: part.squeeze(device_axis), parts))
 
     def on_one(schedules, columns, arrays):
         if mesh.is_multi_process:

@@ -2,6 +2,7 @@
 
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,10 +22,10 @@ from fedjax_tx.data.schedule import (
 from fedjax_tx.types import Cohort, LocalWork
 
 
-def plan(sizes, work, ids=None, lanes=2, max_clients=None, seed=0, round_number=0, taper=0):
+def plan(sizes, work, ids=None, lanes=2, max_clients=None, seed=0, round_number=0, taper=0, devices=None):
     sizes = np.asarray(sizes)
     ids = np.arange(sizes.size) if ids is None else np.asarray(ids, np.int64)
-    capacity = plan_capacity(sizes, work, ids.size if max_clients is None else max_clients, lanes, taper=taper)
+    capacity = plan_capacity(sizes, work, ids.size if max_clients is None else max_clients, lanes, devices=devices, taper=taper)
     cohort = as_cohort(ids, sizes.size, capacity.clients)
     offsets = np.append(0, np.cumsum(sizes))
     return make_schedule(cohort, offsets, work, capacity, seed, round_number)
@@ -46,7 +47,7 @@ def batches(schedule) -> dict[int, list[list[int]]]:
     at_work: dict[int, int] = {}
     taken: dict[int, list[list[int]]] = {slot: [] for slot in slots}
     for tick in range(schedule.num_ticks):
-        width = schedule.count.shape[1] >> int((schedule.narrow <= tick).sum())
+        width = schedule.count.shape[1] >> (0 if schedule.narrow is None else int((schedule.narrow <= tick).sum()))
         assert not schedule.count[tick, width:].any(), "a lane is busy that does not run"
         for _, lane, slot in (event for event in starts if event[0] == tick):
             assert lane < width
@@ -96,7 +97,8 @@ def check_laws(sizes, work, ids, lanes, **options):
     # Lanes are contiguous from tick 0: a lane that falls dry stays dry, but for the empty tick of a client without a step.
     busy = schedule.count[: schedule.num_ticks] > 0
     short = schedule.count.max(1, initial=0) <= half_of(work.batch_size)
-    assert (schedule.half == (short & (np.arange(short.size) < schedule.num_ticks))[:, None]).all()
+    halved = short & (np.arange(short.size) < schedule.num_ticks)
+    assert schedule.half is None or (schedule.half == halved[:, None]).all()
     if schedule.num_steps[: len(ids)].all():
         assert (np.diff(busy.astype(int), axis=0) <= 0).all()
     return schedule
@@ -315,6 +317,14 @@ def test_useful_share_by_hand():
     assert useful_share(schedule, 2) == 8 / 12
 
 
+@pytest.mark.parametrize("lanes, taper, devices", [(1, 0, None), (1, "auto", 2), (4, 0, 2), (4, 2, None)])
+def test_no_array_of_a_schedule_is_empty(lanes, taper, devices):
+    # jaxlib 0.11.2 dies (a segmentation fault) as it compiles a program that gets an empty array on a mesh.
+    for sizes in ([9, 5, 4, 2], [0]):
+        schedule = plan(sizes, LocalWork(batch_size=2), lanes=lanes, taper=taper, devices=devices)
+        assert all(np.size(leaf) for leaf in jax.tree.leaves(schedule))
+
+
 def test_useful_share_counts_the_lanes_that_are_left_by_hand():
     # Batches: 5; 3; 2; 1. Two lanes would take 6 ticks. Four lanes for 2 ticks, two for 1, one for 2: 12 slots of 2 rows.
     schedule = plan([9, 5, 4, 2], LocalWork(batch_size=2), lanes=4, taper=2)
@@ -322,7 +332,7 @@ def test_useful_share_counts_the_lanes_that_are_left_by_hand():
     assert slots_by_device(schedule) == 4 * 2 + 2 * 1 + 1 * 2
     assert useful_share(schedule, 2) == 20 / 24
     flat = plan([9, 5, 4, 2], LocalWork(batch_size=2), lanes=4)
-    assert (flat.narrow.tolist(), useful_share(flat, 2)) == ([], 20 / 40)
+    assert (flat.narrow, useful_share(flat, 2)) == (None, 20 / 40)
 
 
 def test_short_batches_are_stepped_at_half_size_where_that_pays():
