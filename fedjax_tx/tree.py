@@ -91,7 +91,7 @@ def sum_dtype(dtype: np.dtype) -> np.dtype:
 
 def num_bytes(shapes: PyTree) -> int:
     """Returns the bytes of all leaves (arrays or ``jax.ShapeDtypeStruct``)."""
-    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(shapes))
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def first_shapes(tree: PyTree) -> PyTree:

@@ -2,8 +2,9 @@
 
 At a tick, the lanes whose turn it is receive the broadcast (``start``), all lanes make one ``step`` side by side, and the lanes
 whose client is done hand over (``finish``, ``encode``, ``receive``, accumulate). Starts and finishes run once per client, in
-loops over the schedule's events: not under ``vmap`` (which would select among all lanes at every tick) and not under ``cond``
-(which a sweep's ``vmap`` would turn into a select). The loops' counts are traced, so a program serves every cohort that fits.
+loops over the schedule's events: not at every tick for all lanes, and not under ``cond`` (which a sweep's ``vmap`` would turn
+into a select). On an accelerator a turn of such a loop serves several clients side by side. The loops' counts are traced, so a
+program serves every cohort that fits.
 
 As lanes run dry at the end of a pass, the loop over ticks may hand over to one over the first half of the lanes, and so on; each
 such loop is one more body to compile (``data/packing.py`` says when it pays). Where a single lane has many short batches, those
@@ -59,6 +60,8 @@ class PassEnd(NamedTuple):
     not_finite: Bool[Array, " slot"]
 
 
+_BYTES_AT_ONCE = 2**28
+
 Watch = Callable[..., None]
 """``watch(place, values, slot=None, step=None)`` looks at concrete values as they come; only where nothing is compiled."""
 
@@ -105,9 +108,10 @@ def run_pass(
 
     def tick(schedule, number, carry):
         lanes, collected = carry
-        lanes = _start_clients(a_pass, begin, infos, schedule, number, lanes, collected.client_states, watch)
+        at_once = _events_at_once(local, schedule.slot.shape[1])
+        lanes = _start_clients(a_pass, begin, infos, schedule, number, lanes, collected.client_states, at_once, watch)
         lanes = _step_lanes(a_pass, begin.broadcast, infos, columns, schedule, number, batch_size, lanes, watch)
-        collected = _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected, watch)
+        collected = _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected, at_once, watch)
         return lanes, collected
 
     lanes, first = tree.zeros(local, (num_lanes,)), jnp.int32(0)
@@ -184,16 +188,50 @@ def _client_infos(schedule, columns, batch_size, pass_key) -> ClientInfo:
     )
 
 
-def _start_clients(a_pass, begin, infos, schedule, number, lanes, client_states, watch):
-    def start(event, lanes):
+def _start_clients(a_pass, begin, infos, schedule, number, lanes, client_states, at_once, watch):
+    def start(slot):
+        return a_pass.trainer.start(begin.broadcast, tree.take(infos, slot), tree.take(client_states, slot))
+
+    def start_one(event, lanes):
         slot = schedule.start_slot[event]
-        state = tree.take(client_states, slot)
-        local = a_pass.trainer.start(begin.broadcast, tree.take(infos, slot), state)
+        local = start(slot)
         if watch is not None:
             watch("what it starts with", local, slot)
         return tree.put(lanes, schedule.start_lane[event], local)
 
-    return lax.fori_loop(schedule.starts[number], schedule.starts[number + 1], start, lanes)
+    def start_some(events, real, lanes):
+        nowhere = schedule.slot.shape[1]
+        lane = jnp.where(real, schedule.start_lane[events], nowhere)
+        return tree.put(lanes, lane, jax.vmap(start)(schedule.start_slot[events]))
+
+    return _for_events(schedule.starts, number, at_once, start_one, start_some, lanes)
+
+
+def _for_events(bounds, number, at_once: int, one: Callable, some: Callable, carry: PyTree) -> PyTree:
+    """Carries on with the events of a tick: ``one(event, carry)`` after another, or ``some(events, real, carry)`` side by side.
+
+    The last of some are filled up with events that are not ``real``.
+    """
+    first, end = bounds[number], bounds[number + 1]
+    if at_once == 1:
+        return lax.fori_loop(first, end, one, carry)
+
+    def group(number, carry):
+        events = first + number * at_once + jnp.arange(at_once)
+        return some(events, events < end, carry)
+
+    return lax.fori_loop(0, (end - first + at_once - 1) // at_once, group, carry)
+
+
+def _events_at_once(local: PyTree, num_lanes: int) -> int:
+    """How many clients start or finish side by side: one on a CPU, elsewhere those of all lanes, but of 256 MB at most.
+
+    ``local``: the shapes of what a lane carries. A GPU needs as long for some dozen tiny operations as for a whole step; a CPU
+    does not, and side by side it would do the work of all lanes where few are done.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    return max(1, min(num_lanes, _BYTES_AT_ONCE // max(1, tree.num_bytes(local))))
 
 
 def _step_lanes(a_pass, broadcast, infos, columns, schedule, number, batch_size, lanes, watch):
@@ -236,31 +274,48 @@ def _broadcast_rows(columns, covariates, batch_size) -> dict:
     return {name: jnp.repeat(value[:, None], batch_size, axis=1) for name, value in covariates.items()}
 
 
-def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _Collected, watch) -> _Collected:
+def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _Collected, at_once, watch) -> _Collected:
     reduce = a_pass.aggregator.reduce
 
-    def finish(event, collected):
-        slot = schedule.finish_slot[event]
-        local = tree.take(lanes, schedule.finish_lane[event])
+    def hand_over(slot, lane, collected):
         client_state, encoder_state = tree.take((collected.client_states, collected.encoder_states), slot)
-        handed = _hand_over(a_pass, begin, tree.take(infos, slot), local, encoder_state)
-        if watch is not None:
-            watch("what it hands over", (handed.update, handed.weight, handed.summand), slot)
-        if isinstance(reduce, Linear):
-            added = tree.summand(handed.summand, handed.weight, reduce.weighted)
-            summands = jax.tree.map(jnp.add, collected.summands, added)
-        else:
-            summands = tree.put(collected.summands, slot, handed.summand)
+        handed = _hand_over(a_pass, begin, tree.take(infos, slot), tree.take(lanes, lane), encoder_state)
+        states = (handed.client_state, handed.encoder_state), (client_state, encoder_state)
+        new_client_state, new_encoder_state = tree.where(handed.takes_part, *states)
+        return handed._replace(client_state=new_client_state, encoder_state=new_encoder_state)
+
+    def added(handed):
+        return tree.summand(handed.summand, handed.weight, reduce.weighted) if isinstance(reduce, Linear) else ()
+
+    def collect(collected, slot, handed, added) -> _Collected:
+        linear = isinstance(reduce, Linear)
+        summands = collected.summands
         return _Collected(
-            summands,
+            jax.tree.map(jnp.add, summands, added) if linear else tree.put(summands, slot, handed.summand),
             collected.weights.at[slot].set(handed.weight),
-            tree.put(collected.client_states, slot, tree.where(handed.takes_part, handed.client_state, client_state)),
-            tree.put(collected.encoder_states, slot, tree.where(handed.takes_part, handed.encoder_state, encoder_state)),
+            tree.put(collected.client_states, slot, handed.client_state),
+            tree.put(collected.encoder_states, slot, handed.encoder_state),
             tree.put(collected.metrics, slot, handed.metrics),
             collected.not_finite.at[slot].set(~handed.finite),
         )
 
-    return lax.fori_loop(schedule.finishes[number], schedule.finishes[number + 1], finish, collected)
+    def finish_one(event, collected):
+        slot = schedule.finish_slot[event]
+        handed = hand_over(slot, schedule.finish_lane[event], collected)
+        if watch is not None:
+            watch("what it hands over", (handed.update, handed.weight, handed.summand), slot)
+        return collect(collected, slot, handed, added(handed))
+
+    def finish_some(events, real, collected):
+        slot, nowhere = schedule.finish_slot[events], schedule.ids.shape[0]
+        handed = jax.vmap(partial(hand_over, collected=collected))(slot, schedule.finish_lane[events])
+
+        def total(leaf):
+            return jnp.where(real.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf)).sum(0, dtype=leaf.dtype)
+
+        return collect(collected, jnp.where(real, slot, nowhere), handed, jax.tree.map(total, jax.vmap(added)(handed)))
+
+    return _for_events(schedule.finishes, number, at_once, finish_one, finish_some, collected)
 
 
 class _Handed(NamedTuple):
