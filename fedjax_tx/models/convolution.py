@@ -14,7 +14,8 @@ what they don't have is a forward-mode derivative.
 Images and kernels of 3 x 3 go another way on a CPU, in float32 and with three channels or more: by tiles (``winograd.py``).
 
 Where clients have kernels of their own, ``vmap`` makes grouped convolutions, for which a CPU has no routine either: there the
-clients' convolutions run one after another. Accelerators keep the grouped ones.
+clients' convolutions run one after another. On an NVIDIA GPU, whose routines for them are slow, they become one batched product
+of all patches; other accelerators keep the grouped ones.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
@@ -185,6 +187,34 @@ def _by_lanes(window: _Window):
                 return convolution(x[0], kernel[0])[None]
             return lax.map(lambda operands: convolution(*operands), (x, kernel))
 
-        return lax.platform_dependent(x, kernel, cpu=in_turn, default=jax.vmap(plain)), True
+        by_patches = jax.vmap(partial(_convolve_by_patches, window))
+        return lax.platform_dependent(x, kernel, cpu=in_turn, cuda=by_patches, default=jax.vmap(plain)), True
 
     return convolution
+
+
+def _convolve_by_patches(window: _Window, x, kernel):
+    """The convolution as a product of the patches [batch, *out, *kernel, inputs] of x with the kernel.
+
+    Patches are put together of one slice for each place of the kernel, or for each of the output (a kernel's gradient is a
+    convolution with a large kernel and a small output), whichever are fewer.
+    """
+    inner = [(*pad, dilation - 1) for pad, dilation in zip(window.padding, window.input_dilation, strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
+    size, outputs = kernel.shape[:2], kernel.shape[-1]
+    reach = [(extent - 1) * dilation + 1 for extent, dilation in zip(size, window.kernel_dilation, strict=True)]
+    out = tuple((x.shape[axis + 1] - reach[axis]) // window.strides[axis] + 1 for axis in (0, 1))
+    of_kernel = size[0] * size[1] <= out[0] * out[1]
+    places, extents = (size, out) if of_kernel else (out, size)
+    between, within = (window.kernel_dilation, window.strides)[:: 1 if of_kernel else -1]
+
+    def cut(place):
+        first = [number * step for number, step in zip(place, between, strict=True)]
+        rows, columns = (
+            slice(at, at + (extent - 1) * step + 1, step) for at, extent, step in zip(first, extents, within, strict=True)
+        )
+        return x[:, rows, columns]
+
+    patches = jnp.stack([cut(place) for place in np.ndindex(*places)], axis=3 if of_kernel else 1)
+    y = patches.reshape(len(x) * out[0] * out[1], -1) @ kernel.reshape(-1, outputs)
+    return y.reshape(len(x), *out, outputs)

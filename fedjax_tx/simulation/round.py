@@ -1,6 +1,6 @@
 """The compiled program of several rounds, and of an evaluation.
 
-Both are module-level jitted functions whose static arguments say *which* program it is: the algorithm's maker and the shapes of
+Both are module-level programs whose static arguments say *which* program it is: the algorithm's maker and the shapes of
 the work. Hyperparameters, seed, data and schedules are arguments, so experiments that differ only in them share one program.
 """
 
@@ -18,6 +18,7 @@ from fedjax_tx import check, prng, tree
 from fedjax_tx.data.schedule import Schedule
 from fedjax_tx.simulation.lanes import PassEnd, PassStart, Watch, batch_shapes, run_pass, update_shapes
 from fedjax_tx.simulation.mesh import axis_name, run_on_each
+from fedjax_tx.simulation.program import Program
 from fedjax_tx.types import (
     ClientInfo,
     FederatedAlgorithm,
@@ -144,14 +145,13 @@ def run_rounds_uncompiled(
     return run_on_each(mesh, rounds, schedules, columns, *arrays, device_axis=1)
 
 
-run_rounds = jax.jit(run_rounds_uncompiled, static_argnames=("make_algorithm", "batch_sizes", "mesh", "watch"))
+run_rounds = Program(run_rounds_uncompiled, static_argnames=("make_algorithm", "batch_sizes", "mesh", "watch"))
 
 
-@partial(jax.jit, static_argnames=("make_algorithm", "batch_size", "population", "mesh"))
-def run_evaluation(
+def run_evaluation_uncompiled(
     make_algorithm, batch_size: int, population: int, hyper, seed, state: DeviceState, rows, columns, schedule, mesh=None
 ) -> Metrics:
-    """Scores a data set's clients: ``{name: (value[slot], weight[slot])}``.
+    """Scores a data set's clients: ``{name: (value[slot], weight[slot])}``; ``run_evaluation`` is this, jitted.
 
     ``rows`` [slot] says which of the training clients each is; -1, one that was never trained, gets a first state.
     """
@@ -169,6 +169,9 @@ def run_evaluation(
         return run_pass(a_pass, begin, columns, schedule, batch_size, population, axis_name(mesh)).metrics
 
     return run_on_each(mesh, score, schedule, columns, hyper, seed, state, rows)
+
+
+run_evaluation = Program(run_evaluation_uncompiled, static_argnames=("make_algorithm", "batch_size", "population", "mesh"))
 
 
 def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population, axis, watch):

@@ -20,7 +20,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from fedjax_tx.simulation.mesh import axis_name
-from fedjax_tx.simulation.round import DeviceState, RoundOutput, init_state, run_evaluation, run_rounds_uncompiled
+from fedjax_tx.simulation.program import Program
+from fedjax_tx.simulation.round import DeviceState, RoundOutput, init_state, run_evaluation_uncompiled, run_rounds_uncompiled
 from fedjax_tx.simulation.rounds import hyper_arrays
 from fedjax_tx.simulation.stacked import Settings, settings_axes, stack_algorithm
 from fedjax_tx.types import Hyper, MakeAlgorithm, Metrics, PyTree, ServerState, Totals
@@ -60,8 +61,7 @@ def init_settings(
     return _on_each(on_one, mesh, settings, (), _state_specs(settings, mesh), init_params, columns)
 
 
-@partial(jax.jit, static_argnames=("make_algorithm", "batch_sizes", "num_settings", "mesh"), donate_argnames="state")
-def run_settings(
+def _run_settings(
     make_algorithm,
     batch_sizes: tuple[int, ...],
     num_settings: int,
@@ -91,8 +91,12 @@ def run_settings(
     return _on_each(on_one, mesh, settings, state, out, first_round, num_rounds, columns, schedules, population)
 
 
-@partial(jax.jit, static_argnames=("make_algorithm", "batch_size", "population", "num_settings", "mesh"))
-def evaluate_settings(
+run_settings = Program(
+    _run_settings, static_argnames=("make_algorithm", "batch_sizes", "num_settings", "mesh"), donate_argnames="state"
+)
+
+
+def _evaluate_settings(
     make_algorithm,
     batch_size: int,
     population: int,
@@ -109,10 +113,15 @@ def evaluate_settings(
     def on_one(settings, state, *rest):
         maker, hyper, seed = _one_algorithm(make_algorithm, num_settings, _own(settings))
         state = _map_varied(lambda leaf: _from_device(leaf, num_settings), state, settings)
-        metrics = run_evaluation(maker, batch_size, population, hyper, seed, state, *rest)
+        metrics = run_evaluation_uncompiled(maker, batch_size, population, hyper, seed, state, *rest)
         return _settings_first(metrics, num_settings)
 
     return _on_each(on_one, mesh, settings, state, PartitionSpec(axis_name(mesh)), rows, columns, schedule)
+
+
+evaluate_settings = Program(
+    _evaluate_settings, static_argnames=("make_algorithm", "batch_size", "population", "num_settings", "mesh")
+)
 
 
 def _one_algorithm(make_algorithm: MakeAlgorithm, num_settings: int, own: Settings) -> tuple[MakeAlgorithm, Hyper, Any]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fedjax_tx.models import convolve
+from fedjax_tx.models import convolution, convolve
+from fedjax_tx.models.convolution import _Window
 
 CASES = [
     ((7, 6), (3, 3), 1, "SAME"),
@@ -155,3 +156,43 @@ def test_half_precision_keeps_its_dtype():
 def test_shapes_that_do_not_fit_are_named(shapes, options, message, unchecked):
     with pytest.raises(ValueError, match=re.escape(message)):
         convolve(*map(np.ones, shapes), **options)
+
+
+# ---- a kernel for each client on a GPU: one product of all patches
+
+WINDOWS = [
+    ((7, 6), (3, 2), _Window((1, 1), ((1, 1), (0, 1)))),
+    ((8, 9), (3, 3), _Window((2, 3), ((0, 1), (2, 0)))),
+    ((5, 4), (2, 3), _Window((1, 1), ((2, 1), (1, 3)), input_dilation=(2, 3))),
+    ((9, 8), (3, 2), _Window((2, 1), ((1, 0), (0, 0)), kernel_dilation=(2, 3))),
+    ((9, 8), (7, 7), _Window((1, 1), ((0, 0), (1, 0)))),  # fewer places in the output than in the kernel
+    ((11, 12), (4, 5), _Window((2, 1), ((0, 0), (0, 1)), kernel_dilation=(2, 2))),
+    ((9, 8), (3, 3), _Window((1, 1), ((-1, 0), (0, -2)))),
+]
+
+
+@pytest.mark.parametrize(("space", "size", "window"), WINDOWS)
+def test_a_product_of_patches_is_the_convolution(space, size, window):
+    x, kernel = operands(space, size)
+    expected = lax.conv_general_dilated(x, kernel, *window, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    assert_close(convolution._convolve_by_patches(window, x, kernel), expected)
+
+
+@pytest.mark.parametrize(("space", "size", "stride", "padding"), CASES)
+def test_on_a_gpu_each_clients_kernel_gets_its_own_gradient(space, size, stride, padding, monkeypatch):
+    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, cuda, **_: cuda(*operands))
+    monkeypatch.setattr(convolution, "is_sooner", lambda *_: False)
+    x, kernel = operands(space, size, lanes=(3,))
+    found = jax.jit(jax.vmap(slopes(convolve, stride, padding)))(x, kernel)
+    one_by_one = [slopes(of_xla, stride, padding)(x[lane], kernel[lane]) for lane in range(3)]
+    assert_close(found, jax.tree.map(lambda *parts: jnp.stack(parts), *one_by_one))
+
+
+def test_a_gpu_is_given_no_grouped_convolution():
+    x, kernel = operands((8, 8), (3, 3), lanes=(3,))
+
+    def lowered(function, *arguments):
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+    assert "convolution" not in lowered(jax.vmap(slopes(convolve, 2, "SAME")), x, kernel)
+    assert "convolution" in lowered(slopes(convolve, 2, "SAME"), x[0], kernel[0])

@@ -392,7 +392,7 @@ def compiled(adapted: bool, num_lanes: int):
     round_fn = ftx.make_round(experiment, ftx.Execution(num_lanes=num_lanes, rounds_per_call=1))
     device = jax.eval_shape(lambda: round_fn.init().device)
     state = RoundState(device, experiment.cohorts.init(16), 0, 0)
-    traced = run_rounds.trace(*round_fn.arguments(state, round_fn.plan(state, 1)))
+    traced = run_rounds.jitted.trace(*round_fn.arguments(state, round_fn.plan(state, 1)))
     return device, traced.jaxpr, traced.lower().compile().memory_analysis()
 
 

@@ -166,10 +166,10 @@ def test_the_program_is_given_as_many_rows_as_a_call_can_use_and_compiles_once()
     arguments = round_fn.arguments(state, round_fn.plan(state, 1))
     assert {column.shape[0] for column in arguments[7].values()} == {16}
     state, _ = round_fn(state)
-    programs = run_rounds._cache_size()
+    programs = run_rounds.jitted._cache_size()
     for _ in range(3):
         state, _ = round_fn(state)
-    assert run_rounds._cache_size() == programs
+    assert run_rounds.jitted._cache_size() == programs
     several = ftx.make_round(experiment, EXECUTION)
     assert several.buffer_rows == 25  # never more than there are
 

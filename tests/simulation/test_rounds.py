@@ -111,7 +111,7 @@ def test_the_second_call_compiles_nothing_nor_do_other_cohorts_seeds_and_hyperpa
     experiment = problems.experiment(cohorts=source)
     round_fn = ftx.make_round(experiment, execution)
     state, _ = round_fn.run(round_fn.init(), 3)
-    programs, compiled = run_rounds._cache_size(), len(COMPILED)
+    programs, compiled = run_rounds.jitted._cache_size(), len(COMPILED)
     for num_rounds in (3, 1, 2):
         state, _ = round_fn.run(state, num_rounds)
     round_fn(round_fn.init(seed=99))
@@ -119,7 +119,7 @@ def test_the_second_call_compiles_nothing_nor_do_other_cohorts_seeds_and_hyperpa
         other = ftx.make_round(problems.experiment(cohorts=source, **changes), execution)
         other(other.init())
     assert len(COMPILED) == compiled
-    assert run_rounds._cache_size() == programs
+    assert run_rounds.jitted._cache_size() == programs
 
 
 def test_compilations_are_counted_at_all():

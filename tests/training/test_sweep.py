@@ -291,10 +291,10 @@ def test_a_sweep_has_the_lanes_that_are_best_for_its_settings(tmp_path, monkeypa
 def test_another_sweep_of_other_values_compiles_nothing():
     experiment, _ = experiment_of("fed_avg")
     sweep(experiment, {"client_lr": [0.1, 0.2]}, evaluate={"test": TEST}, settings_at_once=2)
-    compiled, programs = len(COMPILED), run_settings._cache_size()
+    compiled, programs = len(COMPILED), run_settings.jitted._cache_size()
     other = dataclasses.replace(experiment, seed=11)
     sweep(other, {"client_lr": [1, 0.5], "seed": [1, 2]}, evaluate={"test": TEST}, settings_at_once=2)
-    assert (len(COMPILED), run_settings._cache_size()) == (compiled, programs)
+    assert (len(COMPILED), run_settings.jitted._cache_size()) == (compiled, programs)
 
 
 # ---- what is batched
