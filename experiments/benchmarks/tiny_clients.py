@@ -68,13 +68,18 @@ def make_data(settings: Settings) -> ftx.data.FederatedDataset:
     return ftx.data.FederatedDataset.from_offsets(columns, np.append(0, np.cumsum(sizes)))
 
 
-def make_experiment(settings: Settings, data: ftx.data.FederatedDataset) -> ftx.Experiment:
-    """Federated averaging of a logistic regression."""
+def make_task(settings: Settings) -> ftx.Task:
+    """A logistic regression."""
 
     def init(key):
         return {"w": jnp.zeros((settings.features, settings.classes)), "b": jnp.zeros(settings.classes)}
 
-    task = ftx.tasks.classification(ftx.Model(init, lambda params, x, *, key=None: x @ params["w"] + params["b"]))
+    return ftx.tasks.classification(ftx.Model(init, lambda params, x, *, key=None: x @ params["w"] + params["b"]))
+
+
+def make_experiment(settings: Settings, data: ftx.data.FederatedDataset) -> ftx.Experiment:
+    """Federated averaging of a logistic regression."""
+    task = make_task(settings)
     return ftx.Experiment(
         lambda hyper: ftx.algorithms.fed_avg(task, client_optimizer=optax.sgd(hyper["client_lr"])),
         hyper={"client_lr": RATE},

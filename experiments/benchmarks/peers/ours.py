@@ -6,6 +6,7 @@ Work A is the library's decoder, work B its convolutional network; their paramet
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from turns import read_arguments, turns
@@ -39,13 +40,20 @@ OTHER_NAMES: dict[tuple[str, ...], str] = {
 CNN_NAMES = {"convolution_0": "c1", "convolution_1": "c2", "hidden_0": "d1", "head": "d2"}
 
 
-def make_task(work: Work) -> ftx.Task:
+def make_model(work: Work, dtype=jnp.float32) -> ftx.Model:
+    """The library's model of a work; ``dtype`` is that of its arithmetic."""
     if work.name == "B":
         channels, hidden = [work.params[name].size for name in ("c1_b", "c2_b")], [work.params["d1_b"].size]
-        return ftx.tasks.classification(ftx.models.cnn((28, 28, 1), CLASSES, channels, hidden_sizes=hidden))
+        return ftx.models.cnn((28, 28, 1), CLASSES, channels, hidden_sizes=hidden, dtype=dtype)
     (length, width), layers = work.params["wpe"].shape, sum(name.endswith("_wqkv") for name in work.params)
     sizes = {"num_layers": layers, "num_heads": width // 32, "width": width, "max_length": length}
-    return ftx.tasks.next_token(ftx.models.decoder(len(work.params["wte"]), **sizes))
+    return ftx.models.decoder(len(work.params["wte"]), **sizes, dtype=dtype)
+
+
+def make_task(work: Work, dtype=jnp.float32) -> ftx.Task:
+    """What is learned in a work."""
+    make = ftx.tasks.classification if work.name == "B" else ftx.tasks.next_token
+    return make(make_model(work, dtype))
 
 
 def to_decoder(params: dict) -> dict:
@@ -92,8 +100,9 @@ def get(tree: dict, path: tuple[str, ...]):
     return functools.reduce(lambda tree, name: tree[name], path, tree)
 
 
-def make_experiment(work: Work) -> ftx.Experiment:
-    task = make_task(work)
+def make_experiment(work: Work, dtype=jnp.float32) -> ftx.Experiment:
+    """Federated averaging on a work's cohorts."""
+    task = make_task(work, dtype)
     return ftx.Experiment(
         lambda hyper: ftx.algorithms.fed_avg(task, client_optimizer=optax.sgd(hyper["client_lr"])),
         hyper={"client_lr": LEARNING_RATE},
