@@ -1,20 +1,22 @@
 """How fast are rounds on an accelerator, and how many lanes are best there?
 
 Question: examples a second of the works A (a decoder, all 512 clients a round), B (a convolutional network, all 200 clients) and
-C (logistic regression, 1,000 of 100,000 clients) by the number of lanes, against plain loops of the same steps on the same
-batches, which have no clients, no aggregation and no metrics:
+C (logistic regression, 1,000 of 100,000 clients), and of U (A's decoder, 1,024 clients of 32 examples each, so that no lane runs
+dry), by the number of lanes, against plain loops of the same steps on the same batches, which have no clients, no aggregation and
+no metrics:
 
 * as one program, a ``scan`` over the batches, or a loop whose length is traced, as the lanes' is; this one as XLA compiles it by
   itself, and with the options that the library gives its programs on a GPU (``fedjax_tx/simulation/program.py``);
 * as a Python script has it, a jitted step a batch;
 * in PyTorch, a step a batch, where PyTorch and a GPU for it are installed: a whole federated round, since PyTorch has no lanes.
 
-All run in turn, a round each; ratios are within a turn. A round is timed as a user's loop sees it, with the host's part. All
-numbers of lanes end at the same parameters, up to the precision of the products: by how much they differ is in the table, as a
-share of how far the round moved them. Work A is also trained with products in full float32 and with bfloat16.
+All run in turn, a round each (16 of work C's lanes, as one call); ratios are within a turn. A round is timed as a user's loop
+sees it, with the host's part. All numbers of lanes end at the same parameters, up to the precision of the products: by how much
+they differ is in the table, as a share of how far the round moved them. Work A is also trained with products in full float32 and
+with bfloat16.
 
 Command: python experiments/benchmarks/accelerator.py
-Time: about 10 minutes on an H200, most of it compilation; on a CPU for hours. Score: the tables it prints.
+Time: some 15 minutes on an H200, most of it compilation; on a CPU hours. Score: the tables it prints.
 """
 
 import contextlib
@@ -25,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,6 +45,13 @@ sys.path.append(str(Path(__file__).parent / "peers"))
 import ours  # noqa: E402
 
 RATE = works.LEARNING_RATE
+LANES: dict[str, tuple[int, ...]] = {
+    "A": (1, 8, 32, 64),
+    "B": (1, 8, 32, 128),
+    "C": (1, 8, 32, 128, 512),
+    "U": (1, 8, 32, 128, 512),
+}
+ROUNDS_PER_CALL = {"A": 1, "B": 1, "C": 16, "U": 1}
 SMALL = {"A": {"clients": 12, "layers": 1, "width": 32, "length": 8}, "B": {"clients": 6, "channels": (2, 3), "hidden": 4}}
 
 
@@ -49,13 +59,13 @@ SMALL = {"A": {"clients": 12, "layers": 1, "width": 32, "length": 8}, "B": {"cli
 class Settings:
     """What is measured.
 
-    works: which. lanes: lane counts to compare. repeats: turns; the median is shown, and the lowest and highest.
-    precisions: whether work A is also run in full float32 and in bfloat16, at the largest number of lanes. torch: whether a loop
-    in PyTorch is timed, where it can be. out: a JSON file for the figures.
+    works: which. lanes: lane counts to compare, by default ``LANES``. repeats: turns; the median is shown, and the lowest and
+    highest. precisions: whether work A is also run in full float32 and in bfloat16, at the largest number of lanes. torch: whether
+    a loop in PyTorch is timed, where it can be. out: a JSON file for the figures.
     """
 
-    works: tuple[Literal["A", "B", "C"], ...] = ("A", "B", "C")
-    lanes: tuple[int, ...] = (1, 8, 32, 128, 512)
+    works: tuple[Literal["A", "B", "C", "U"], ...] = ("A", "B", "C", "U")
+    lanes: tuple[int, ...] = ()
     repeats: int = 7
     precisions: bool = True
     torch: bool = True
@@ -66,6 +76,7 @@ class Settings:
 class Problem(NamedTuple):
     """A work: its experiment, what is learned, its first parameters (None: drawn), and what an example's training costs."""
 
+    name: str
     experiment: ftx.Experiment
     task: ftx.Task
     params: Any
@@ -78,17 +89,25 @@ def make_problem(name: str, smoke: bool, dtype=jnp.float32) -> Problem:
     if name == "C":
         settings = tiny_clients.Settings(clients=50, clients_per_round=5) if smoke else tiny_clients.Settings()
         experiment = tiny_clients.make_experiment(settings, tiny_clients.make_data(settings))
-        return Problem(experiment, tiny_clients.make_task(settings), None, 4 * settings.features * settings.classes)
-    make = works.make_transformer_work if name == "A" else works.make_convolution_work
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "work.npz"
-        arrays: dict[str, Any] = make(**(SMALL[name] | {"per_round": 4} if smoke else {}))  # type: ignore[arg-type]
-        np.savez(path, **arrays)
-        work = works.read(path, name)
+        return Problem(name, experiment, tiny_clients.make_task(settings), None, 4 * settings.features * settings.classes)
+    work = read_work("B" if name == "B" else "A", smoke)
+    if name == "U":
+        clients, size = (4, 16) if smoke else (1024, 32)
+        rows = np.arange(clients * size) % work.offsets[-1]
+        work = work._replace(columns={"tokens": work.columns["tokens"][rows]}, offsets=np.arange(clients + 1) * size)
     work = work._replace(cohorts=np.arange(work.sizes.size, dtype=np.int32)[None])
-    inputs = work.columns["tokens"][:, :-1] if name == "A" else work.columns["x"]
+    inputs = work.columns["x"] if name == "B" else work.columns["tokens"][:, :-1]
     flops = ftx.models.describe(ours.make_model(work), inputs).training_flops
-    return Problem(ours.make_experiment(work, dtype), ours.make_task(work, dtype), ours.to_params(work), flops, work)
+    return Problem(name, ours.make_experiment(work, dtype), ours.make_task(work, dtype), ours.to_params(work), flops, work)
+
+
+def read_work(name: str, smoke: bool) -> works.Work:
+    """Makes the arrays of works.py, or small ones."""
+    make = works.make_transformer_work if name == "A" else works.make_convolution_work
+    arrays: dict[str, Any] = make(**(SMALL[name] | {"per_round": 4} if smoke else {}))  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as directory:
+        np.savez(Path(directory) / "work.npz", **arrays)
+        return works.read(Path(directory) / "work.npz", name)
 
 
 # ---- plain loops
@@ -123,6 +142,8 @@ def make_plain_loops(problem: Problem) -> dict[str, Callable[[], Any]]:
         return jax.lax.fori_loop(0, steps, lambda at, params: step(params, columns, rows[at], count[at]), params)
 
     given = params, columns, rows, count
+    if problem.name == "U":
+        return {"plain loop, scan": partial(jax.jit(scan), *given)}
     scanned, plain, options, one_step = jax.jit(scan), jax.jit(traced), Program(traced), jax.jit(step)
 
     def script():
@@ -140,7 +161,7 @@ def make_plain_loops(problem: Problem) -> dict[str, Callable[[], Any]]:
 
 
 def make_torch_loop(problem: Problem) -> Callable[[], Any] | None:
-    """Returns a federated round in PyTorch on its GPU, one client after another; None without these, or of work C."""
+    """Returns a federated round in PyTorch on its GPU, one client after another; None without these, and of works C and U."""
     try:
         import torch
         from models_torch import client_rows, make_columns, make_network, train_epoch
@@ -148,7 +169,7 @@ def make_torch_loop(problem: Problem) -> Callable[[], Any] | None:
     except ImportError:
         return None
     work = problem.work
-    if work is None or not torch.cuda.is_available():
+    if work is None or problem.name == "U" or not torch.cuda.is_available():
         return None
     torch.set_float32_matmul_precision("high")  # TF32, as XLA's products
     network, columns = make_network(work).cuda(), tuple(column.cuda() for column in make_columns(work))
@@ -174,18 +195,20 @@ class Rounds:
     """Rounds at a number of lanes, as a user's loop runs them: the next one is planned while the device is busy."""
 
     def __init__(self, problem: Problem, num_lanes: int, precision: str | None = None):
-        self.precision = precision
+        self.precision, self.rounds = precision, ROUNDS_PER_CALL[problem.name]
         with self._products():
-            self.round_fn = ftx.make_round(problem.experiment, ftx.Execution(num_lanes=num_lanes, rounds_per_call=1))
+            execution = ftx.Execution(num_lanes=num_lanes, rounds_per_call=self.rounds)
+            self.round_fn = ftx.make_round(problem.experiment, execution)
         self.state = self.round_fn.init(init_params=problem.params)
-        self.start, self.info = jax.device_get(self.state.device.server.params), None
+        self.start = jax.device_get(self.state.device.server.params)
+        self.infos: list[ftx.RoundInfo] = []
 
     def _products(self):
         return jax.default_matmul_precision(self.precision) if self.precision else contextlib.nullcontext()
 
     def __call__(self):
         with self._products():
-            self.state, self.info = self.round_fn(self.state)
+            self.state, self.infos = self.round_fn.run(self.state, self.rounds)
         return self.state.device.server.params
 
 
@@ -193,9 +216,9 @@ def measure(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
     """Seconds of all ways, turn by turn; the turn before compiles."""
     ways: dict[str, Any] = make_plain_loops(problem)
     most = problem.experiment.cohorts.max_clients(problem.experiment.train.num_clients)
-    lanes = [count for count in settings.lanes if count <= most]
+    lanes = [count for count in settings.lanes or LANES[problem.name] if count <= most]
     ways |= {f"{count} lanes" if count > 1 else "1 lane": Rounds(problem, count) for count in lanes}
-    if problem.work is not None and problem.work.name == "A" and settings.precisions:
+    if problem.name == "A" and settings.precisions:
         narrow = make_problem("A", settings.smoke, jnp.bfloat16)
         ways[f"{lanes[-1]} lanes, float32 products"] = Rounds(problem, lanes[-1], "float32")
         ways[f"{lanes[-1]} lanes, bfloat16"] = Rounds(narrow, lanes[-1])
@@ -210,7 +233,7 @@ def measure(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
             began = time.perf_counter()
             ends.setdefault(name, jax.block_until_ready(way()))
             seconds[name].append(time.perf_counter() - began)
-            counts[name].append(way.info.num_examples if isinstance(way, Rounds) else examples)
+            counts[name].append(sum(info.num_examples for info in way.infos) if isinstance(way, Rounds) else examples)
     return [
         {
             "way": name,
@@ -231,8 +254,9 @@ def about_rounds(way, end, one) -> dict[str, Any]:
         return {}
     ours, theirs, start = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (end, one, way.start))
     apart = np.abs(ours - theirs).max() / np.abs(theirs - start).max()
-    schedule = way.round_fn.plan(way.state, 1).schedules[0][0]
-    return {"useful": way.info.useful, "apart": float(apart), "ticks": int(schedule.num_ticks.max())}
+    schedules = way.round_fn.plan(way.state, way.rounds).schedules[0]
+    ticks = sum(int(schedule.num_ticks.max()) for schedule in schedules)
+    return {"useful": float(np.mean([info.useful for info in way.infos])), "apart": float(apart), "ticks": ticks}
 
 
 def report(name: str, rows: list[dict[str, Any]]) -> None:

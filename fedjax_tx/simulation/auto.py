@@ -1,10 +1,11 @@
 """The number of lanes, chosen by measuring.
 
-Candidates are powers of two up to the cohort's size. Each is compiled (which tells its memory) and timed for a few ticks of a
-real schedule, with each width of the lanes in its proportion; what a round would take is the time of a slot times the slots of
-the cohort at hand, so lanes that run dry are counted, and so is their halving. The search stops when more lanes no longer fit, or
-were worse twice in a row (once may be a bump) than the best so far, which is timed again then: other work on the machine may have
-come since. On a mesh the number is that of each device's lanes.
+Candidates are powers of two up to the cohort's size; on an accelerator, where each takes longer to compile and more lanes cost
+little, every second of them. Each is compiled (which tells its memory) and timed for a few ticks of a real schedule, with each
+width of the lanes in its proportion; what a round would take is the time of a slot times the slots of the cohort at hand, so lanes
+that run dry are counted, and so is their halving. The search stops when more lanes no longer fit, or were worse twice in a row
+(once may be a bump) than the best so far, which is timed again then: other work on the machine may have come since. On a mesh the
+number is that of each device's lanes.
 """
 
 import time
@@ -31,7 +32,8 @@ def choose_lanes(experiment: Experiment, execution: Execution, columns: dict, me
     """Returns the round function with the number of lanes whose rounds take the least time."""
     most = experiment.cohorts.max_clients(experiment.train.num_clients)
     best = build_round(experiment, columns, 1, execution, mesh)
-    best_seconds, lanes, worse = probe(best), 2, 0
+    factor = 2 if jax.default_backend() == "cpu" else 4
+    best_seconds, lanes, worse = probe(best), factor, 0
     while lanes * (1 if mesh is None else mesh.size) <= most and worse < _ENOUGH_WORSE:
         candidate = build_round(experiment, columns, lanes, execution, mesh)
         if not fits(candidate):
@@ -43,7 +45,7 @@ def choose_lanes(experiment: Experiment, execution: Execution, columns: dict, me
             best, best_seconds, worse = candidate, seconds, 0
         elif seconds > _WORSE * best_seconds:
             worse += 1
-        lanes *= 2
+        lanes *= factor
     return best
 
 

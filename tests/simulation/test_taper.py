@@ -200,6 +200,21 @@ def test_by_default_lanes_halve_where_that_saves_slots_and_auto_measures_such_pr
     assert ftx.make_round(make_experiment(), ftx.Execution(num_lanes=8, mesh=None)).capacities[0].halvings == 0
 
 
+@pytest.mark.parametrize(("kind", "candidates"), [("cpu", [1, 2, 4, 8]), ("gpu", [1, 4])])
+def test_an_accelerator_is_asked_about_every_second_power_of_two(kind, candidates, monkeypatch):
+    asked = []
+
+    def probe(round_fn):
+        asked.append(round_fn.num_lanes)
+        return 1.0 / round_fn.num_lanes
+
+    monkeypatch.setattr(auto, "probe", probe)
+    monkeypatch.setattr(auto, "fits", lambda round_fn: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: kind)
+    assert ftx.make_round(make_experiment(), ftx.Execution(mesh=None)).num_lanes == candidates[-1]
+    assert asked == candidates
+
+
 @pytest.mark.parametrize(("num_lanes", "taper"), [(8, 0), (8, 3), (2, 1)])
 def test_a_probe_of_a_few_ticks_tells_the_time_of_a_round_where_slots_cost_alike(monkeypatch, num_lanes, taper):
     """The program is one that sleeps a millisecond for each slot of its schedule; a round has 2000 slots, or 464."""
