@@ -16,7 +16,8 @@ they differ is in the table, as a share of how far the round moved them. Work A 
 with bfloat16.
 
 Command: python experiments/benchmarks/accelerator.py
-Time: some 15 minutes on an H200, most of it compilation; on a CPU hours. Score: the tables it prints.
+Time: 6 minutes on an H200 where its programs are kept compiled, at first some 10 more; on a CPU hours.
+Score: the tables it prints.
 """
 
 import contextlib
@@ -60,8 +61,8 @@ class Settings:
     """What is measured.
 
     works: which. lanes: lane counts to compare, by default ``LANES``. repeats: turns; the median is shown, and the lowest and
-    highest. precisions: whether work A is also run in full float32 and in bfloat16, at the largest number of lanes. torch: whether
-    a loop in PyTorch is timed, where it can be. out: a JSON file for the figures.
+    highest. precisions: whether work A is also run in full float32 and in bfloat16, at the largest number of lanes.
+    torch: whether a loop in PyTorch is timed, where it can be. out: a JSON file for the figures.
     """
 
     works: tuple[Literal["A", "B", "C", "U"], ...] = ("A", "B", "C", "U")

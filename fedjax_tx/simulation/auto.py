@@ -2,10 +2,10 @@
 
 Candidates are powers of two up to the cohort's size; on an accelerator, where each takes longer to compile and more lanes cost
 little, every second of them. Each is compiled (which tells its memory) and timed for a few ticks of a real schedule, with each
-width of the lanes in its proportion; what a round would take is the time of a slot times the slots of the cohort at hand, so lanes
-that run dry are counted, and so is their halving. The search stops when more lanes no longer fit, or were worse twice in a row
-(once may be a bump) than the best so far, which is timed again then: other work on the machine may have come since. On a mesh the
-number is that of each device's lanes.
+width of the lanes in its proportion; what a round would take is the time of a slot times the slots of the cohort at hand, so
+lanes that run dry are counted, and so is their halving. The search stops when more lanes no longer fit, or were worse twice in a
+row (once may be a bump) than the best so far, which is timed again then: other work on the machine may have come since. On a mesh
+the number is that of each device's lanes.
 """
 
 import time
