@@ -53,7 +53,10 @@ LANES: dict[str, tuple[int, ...]] = {
     "U": (1, 8, 32, 128, 512),
 }
 ROUNDS_PER_CALL = {"A": 1, "B": 1, "C": 16, "U": 1}
-SMALL = {"A": {"clients": 12, "layers": 1, "width": 32, "length": 8}, "B": {"clients": 6, "channels": (2, 3), "hidden": 4}}
+SMALL: dict[str, dict[str, Any]] = {
+    "A": {"clients": 12, "layers": 1, "width": 32, "length": 8},
+    "B": {"clients": 6, "channels": (2, 3), "hidden": 4},
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def make_problem(name: str, smoke: bool, dtype=jnp.float32) -> Problem:
 def read_work(name: str, smoke: bool) -> works.Work:
     """Makes the arrays of works.py, or small ones."""
     make = works.make_transformer_work if name == "A" else works.make_convolution_work
-    arrays: dict[str, Any] = make(**(SMALL[name] | {"per_round": 4} if smoke else {}))  # type: ignore[arg-type]
+    arrays: dict[str, Any] = make(**(SMALL[name] | {"per_round": 4} if smoke else {}))
     with tempfile.TemporaryDirectory() as directory:
         np.savez(Path(directory) / "work.npz", **arrays)
         return works.read(Path(directory) / "work.npz", name)
@@ -202,7 +205,7 @@ class Rounds:
             self.round_fn = ftx.make_round(problem.experiment, execution)
         self.state = self.round_fn.init(init_params=problem.params)
         self.start = jax.device_get(self.state.device.server.params)
-        self.infos: list[ftx.RoundInfo] = []
+        self.infos: list[ftx.simulation.RoundInfo] = []
 
     def _products(self):
         return jax.default_matmul_precision(self.precision) if self.precision else contextlib.nullcontext()
@@ -228,7 +231,7 @@ def measure(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
     steps, examples = len(make_batches(problem)[0]), int(make_batches(problem)[1].sum())
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     counts: dict[str, list[int]] = {name: [] for name in ways}
-    ends = {}
+    ends: dict[str, Any] = {}
     for _ in range(-1, settings.repeats):  # the first compiles
         for name, way in ways.items():
             began = time.perf_counter()
