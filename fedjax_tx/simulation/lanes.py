@@ -208,9 +208,9 @@ def _start_clients(a_pass, begin, infos, schedule, number, lanes, client_states,
 
 
 def _for_events(bounds, number, at_once: int, one: Callable, some: Callable, carry: PyTree) -> PyTree:
-    """Carries on with the events of a tick: ``one(event, carry)`` after another, or ``some(events, real, carry)`` side by side.
+    """Carries on with the events of a tick: ``one(event, carry)`` after another, or groups, ``some(events, real, carry)``.
 
-    The last of some are filled up with events that are not ``real``.
+    The last group is filled up with events that are not ``real``.
     """
     first, end = bounds[number], bounds[number + 1]
     if at_once == 1:
