@@ -50,7 +50,7 @@ def play(make_algorithm, num_lanes, rounds=4, taper=0, **changes):
     return state.device, [(info.client_metrics, info.aggregation, info.num_clients, info.not_finite) for info in infos]
 
 
-@pytest.fixture(params=[2, 6], ids=["two at once", "all lanes at once"])
+@pytest.fixture(params=[pytest.param(2, marks=pytest.mark.slow, id="two at once"), pytest.param(6, id="all lanes at once")])
 def side_by_side(request, monkeypatch):
     """How many start and finish at once from here on, in programs that are traced anew."""
     monkeypatch.setattr(lanes, "_events_at_once", lambda local, num_lanes: min(request.param, num_lanes))
