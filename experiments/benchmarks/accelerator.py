@@ -16,8 +16,7 @@ they differ is in the table, as a share of how far the round moved them. Work A 
 with bfloat16.
 
 Command: python experiments/benchmarks/accelerator.py
-Time: 6 minutes on an H200 where its programs are kept compiled, at first some 10 more; on a CPU hours.
-Score: the tables it prints.
+Time: 6 minutes on an H200 where its programs are kept compiled, at first longer. Score: the tables it prints.
 """
 
 import contextlib
@@ -221,14 +220,14 @@ def measure(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
     ways: dict[str, Any] = make_plain_loops(problem)
     most = problem.experiment.cohorts.max_clients(problem.experiment.train.num_clients)
     lanes = [count for count in settings.lanes or LANES[problem.name] if count <= most]
-    ways |= {f"{count} lanes" if count > 1 else "1 lane": Rounds(problem, count) for count in lanes}
+    ways |= {named(count): Rounds(problem, count) for count in lanes}
     if problem.name == "A" and settings.precisions:
         narrow = make_problem("A", settings.smoke, jnp.bfloat16)
-        ways[f"{lanes[-1]} lanes, float32 products"] = Rounds(problem, lanes[-1], "float32")
-        ways[f"{lanes[-1]} lanes, bfloat16"] = Rounds(narrow, lanes[-1])
+        ways[f"{named(lanes[-1])}, float32 products"] = Rounds(problem, lanes[-1], "float32")
+        ways[f"{named(lanes[-1])}, bfloat16"] = Rounds(narrow, lanes[-1])
     if settings.torch and (loop := make_torch_loop(problem)) is not None:
         ways["PyTorch, a step a batch"] = loop
-    steps, examples = len(make_batches(problem)[0]), int(make_batches(problem)[1].sum())
+    plain_counts = make_batches(problem)[1]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     counts: dict[str, list[int]] = {name: [] for name in ways}
     ends: dict[str, Any] = {}
@@ -237,27 +236,25 @@ def measure(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
             began = time.perf_counter()
             ends.setdefault(name, jax.block_until_ready(way()))
             seconds[name].append(time.perf_counter() - began)
-            counts[name].append(sum(info.num_examples for info in way.infos) if isinstance(way, Rounds) else examples)
-    return [
-        {
-            "way": name,
-            "seconds": seconds[name][1:],
-            "first": seconds[name][0],
-            "examples": counts[name][1:],
-            "flops": problem.flops,
-            **about_rounds(way, ends[name], ends[f"{lanes[0]} lanes" if lanes[0] > 1 else "1 lane"]),
-        }
-        | ({} if isinstance(way, Rounds) else {"ticks": steps})
-        for name, way in ways.items()
-    ]
+            is_rounds = isinstance(way, Rounds)
+            counts[name].append(sum(info.num_examples for info in way.infos) if is_rounds else int(plain_counts.sum()))
+    rows = []
+    for name, way in ways.items():
+        fewest = ends[named(lanes[0])]
+        about = about_rounds(way, ends[name], fewest) if isinstance(way, Rounds) else {"ticks": len(plain_counts)}
+        timed = {"first": seconds[name][0], "seconds": seconds[name][1:], "examples": counts[name][1:]}
+        rows.append({"way": name, "flops": problem.flops, **timed, **about})
+    return rows
 
 
-def about_rounds(way, end, one) -> dict[str, Any]:
+def named(lanes: int) -> str:
+    return "1 lane" if lanes == 1 else f"{lanes} lanes"
+
+
+def about_rounds(way: Rounds, end, fewest) -> dict[str, Any]:
     """What only rounds have: useful slots, and how far their parameters are from those of the fewest lanes."""
-    if not isinstance(way, Rounds):
-        return {}
-    ours, theirs, start = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (end, one, way.start))
-    apart = np.abs(ours - theirs).max() / np.abs(theirs - start).max()
+    found, expected, start = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(p)]) for p in (end, fewest, way.start))
+    apart = np.abs(found - expected).max() / np.abs(expected - start).max()
     schedules = way.round_fn.plan(way.state, way.rounds).schedules[0]
     ticks = sum(int(schedule.num_ticks.max()) for schedule in schedules)
     return {"useful": float(np.mean([info.useful for info in way.infos])), "apart": float(apart), "ticks": ticks}

@@ -60,7 +60,7 @@ class PassEnd(NamedTuple):
     not_finite: Bool[Array, " slot"]
 
 
-_BYTES_AT_ONCE = 2**28
+_BYTES_AT_ONCE = 2**28  # of the clients that start or finish side by side on an accelerator
 
 Watch = Callable[..., None]
 """``watch(place, values, slot=None, step=None)`` looks at concrete values as they come; only where nothing is compiled."""
@@ -226,8 +226,8 @@ def _for_events(bounds, number, at_once: int, one: Callable, some: Callable, car
 def _events_at_once(local: PyTree, num_lanes: int) -> int:
     """How many clients start or finish side by side: one on a CPU, elsewhere those of all lanes, but of 256 MB at most.
 
-    ``local``: the shapes of what a lane carries. A GPU needs as long for some dozen tiny operations as for a whole step; a CPU
-    does not, and side by side it would do the work of all lanes where few are done.
+    ``local``: the shapes of what a lane carries. For so few numbers a GPU's time goes into launching operations, whether of one
+    client or of all; a CPU would do the work of all lanes where few are done.
     """
     if jax.default_backend() == "cpu":
         return 1
@@ -284,7 +284,7 @@ def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _C
         new_client_state, new_encoder_state = tree.where(handed.takes_part, *states)
         return handed._replace(client_state=new_client_state, encoder_state=new_encoder_state)
 
-    def added(handed):
+    def summand_of(handed):
         return tree.summand(handed.summand, handed.weight, reduce.weighted) if isinstance(reduce, Linear) else ()
 
     def collect(collected, slot, handed, added) -> _Collected:
@@ -304,7 +304,7 @@ def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _C
         handed = hand_over(slot, schedule.finish_lane[event], collected)
         if watch is not None:
             watch("what it hands over", (handed.update, handed.weight, handed.summand), slot)
-        return collect(collected, slot, handed, added(handed))
+        return collect(collected, slot, handed, summand_of(handed))
 
     def finish_some(events, real, collected):
         slot, nowhere = schedule.finish_slot[events], schedule.ids.shape[0]
@@ -313,7 +313,7 @@ def _finish_clients(a_pass, begin, infos, schedule, number, lanes, collected: _C
         def total(leaf):
             return jnp.where(real.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf)).sum(0, dtype=leaf.dtype)
 
-        return collect(collected, jnp.where(real, slot, nowhere), handed, jax.tree.map(total, jax.vmap(added)(handed)))
+        return collect(collected, jnp.where(real, slot, nowhere), handed, jax.tree.map(total, jax.vmap(summand_of)(handed)))
 
     return _for_events(schedule.finishes, number, at_once, finish_one, finish_some, collected)
 
