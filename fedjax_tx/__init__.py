@@ -7,7 +7,7 @@
 
 from fedjax_tx import aggregation, algorithms, attacks, clients, data, devices, models, privacy, processes, report, tasks
 from fedjax_tx.simulation import Experiment, make_evaluation, make_round, summarise
-from fedjax_tx.training import EarlyStop, RunResult, SweepResult, audit, run, sweep
+from fedjax_tx.training import Best, EarlyStop, RunResult, SavedRun, SweepResult, audit, load_run, run, sweep
 from fedjax_tx.types import (
     Aggregator,
     ClientInfo,
@@ -29,6 +29,7 @@ from fedjax_tx.types import (
 
 __all__ = [
     "Aggregator",
+    "Best",
     "ClientInfo",
     "ClientResult",
     "ClientTrainer",
@@ -43,6 +44,7 @@ __all__ = [
     "Pass",
     "Rows",
     "RunResult",
+    "SavedRun",
     "ServerState",
     "Stacked",
     "SweepResult",
@@ -55,6 +57,7 @@ __all__ = [
     "clients",
     "data",
     "devices",
+    "load_run",
     "make_evaluation",
     "make_round",
     "models",

@@ -63,12 +63,18 @@ def _draw(axes, history, name: str) -> None:
     rows = [record for record in history if name in record]
     rounds = [record["round"] for record in rows]
     sparse = len(rows) < len(history)
-    line = axes.plot(rounds, [record[name] for record in rows], label=name.split("/")[0], marker="o" if sparse else "", ms=3)
+    values = _numbers(rows, name)
+    line = axes.plot(rounds, values, label=name.split("/")[0], marker="o" if sparse else "", ms=3)
     low, high = f"{name}/client_p10", f"{name}/client_p90"
     if rows and low in rows[0]:
-        band = [[record[edge] for record in rows] for edge in (low, high)]
+        band = [_numbers(rows, edge) for edge in (low, high)]
         label = f"{name.split('/')[0]}, 10–90 % of clients"
         axes.fill_between(rounds, *band, alpha=0.15, color=line[0].get_color(), linewidth=0, label=label)
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A metric's values; a file of records has null for what is not finite."""
+    return [float("nan") if record[name] is None else record[name] for record in rows]
 
 
 def plot_heatmap(table: Any, path: str | Path, x: str, y: str, metric: str, title: str = "") -> Path:

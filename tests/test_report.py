@@ -145,3 +145,9 @@ def test_of_very_many_clients_some_are_drawn(tmp_path, figures):
     assert len(axes.patches) == 200 and axes.get_ylabel() == "200 of 1,000 clients"
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names[0] == "0" and names[-1] == "999"
+
+
+def test_a_metric_that_was_not_finite_is_a_gap_as_records_have_it(tmp_path):
+    history = [{"round": 1, "test/loss": None, "test/loss/client_p10": None, "test/loss/client_p90": None}]
+    history.append({"round": 2, "test/loss": 1.0, "test/loss/client_p10": 0.5, "test/loss/client_p90": 2.0})
+    assert report.plot_curves(history, tmp_path / "curves.png").stat().st_size > 1000

@@ -5,6 +5,7 @@ prepares the next.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capa
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.mesh import owners, place, resolve_mesh
 from fedjax_tx.simulation.placement import pad, place_columns, refuse_buffers, rows_that_fit
-from fedjax_tx.simulation.round import pass_work, resolve, run_evaluation
+from fedjax_tx.simulation.round import DeviceState, pass_work, resolve, run_evaluation
 from fedjax_tx.simulation.rounds import RoundState, hyper_arrays, weighted_mean
 from fedjax_tx.types import Cohort, Execution, LocalWork
 
@@ -30,9 +31,7 @@ _WORSE_WHEN_HIGH = {"loss", "error"}
 ClientMetrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def make_evaluation(
-    experiment: Experiment, dataset: FederatedDataset, execution: Execution | None = None
-) -> Callable[[RoundState], ClientMetrics]:
+def make_evaluation(experiment: Experiment, dataset: FederatedDataset, execution: Execution | None = None) -> "Evaluation":
     """Makes ``evaluate(state) -> {name: (value[client], weight[client])}`` for the clients of a data set.
 
     Each client is scored by the algorithm's evaluation pass on all its examples. One whose id is among the training clients
@@ -58,22 +57,52 @@ def make_evaluation(
     """
     execution = Execution() if execution is None else execution
     check.instance("execution", execution, Execution, "an Execution")
-    pieces = _make_pieces(experiment, dataset, execution)
-    hyper, population, maker = hyper_arrays(experiment.hyper), experiment.train.num_clients, experiment.make_algorithm
-    mesh = resolve_mesh(execution)
+    return Evaluation(experiment, dataset, resolve_mesh(execution), _make_pieces(experiment, dataset, execution))
 
-    def evaluate(state: RoundState) -> ClientMetrics:
-        seed, device = np.uint32(state.seed), place(state.device, mesh)
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What ``make_evaluation`` makes; ``names`` tells what ``summarise`` will say of it, and compiles nothing."""
+
+    experiment: Experiment
+    dataset: FederatedDataset
+    mesh: Mesh | None
+    pieces: Callable[[], Iterable["EvaluationPlan"]]
+
+    def __call__(self, state: RoundState) -> ClientMetrics:
         parts: list[ClientMetrics] = []
         running: list[tuple[int, Any]] = []  # at most one: the host waits for it when the next is ready
-        for plan in pieces():
+        device = place(state.device, self.mesh)
+        for plan in self.pieces():
             parts += [_read_piece(*one) for one in running]
-            given = (hyper, seed, device, plan.rows, plan.columns, plan.schedule)
-            running = [(plan.num_clients, run_evaluation(maker, plan.batch_size, population, *given, plan.mesh))]
+            running = [(plan.num_clients, run_evaluation(*self._arguments(plan, state.seed, device)))]
         parts += [_read_piece(*one) for one in running]
         return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
-    return evaluate
+    def names(self, name: str, device: DeviceState) -> list[str]:
+        """Returns the names of ``summarise(name, evaluate(state))``; ``device`` are the shapes of ``state.device``.
+
+        Errors: whatever is wrong with the evaluation pass's shapes; ``ValueError`` if clients with models of their own would
+        never be found, since ids are of another kind.
+        """
+        _refuse_other_ids(name, self.dataset.client_ids, self.experiment.train.client_ids, device)
+        plan = next(iter(self.pieces()))
+        shapes = run_evaluation.eval_shape(*self._arguments(plan, self.experiment.seed, device))
+        ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+        return list(summarise(name, ones))
+
+    def _arguments(self, plan: "EvaluationPlan", seed: int, device: Any) -> tuple:
+        experiment = self.experiment
+        static = (experiment.make_algorithm, plan.batch_size, experiment.train.num_clients)
+        traced = (hyper_arrays(experiment.hyper), np.uint32(seed), device, plan.rows, plan.columns, plan.schedule)
+        return (*static, *traced, plan.mesh)
+
+
+def _refuse_other_ids(name: str, ids: np.ndarray, known: np.ndarray, device: DeviceState) -> None:
+    kinds = ["integers" if array.dtype.kind in "iu" else "strings" for array in (known, ids)]
+    if kinds[0] != kinds[1] and jax.tree.leaves(device.clients):
+        expected = f"to be {kinds[0]} as in train, since a client's own state is found by its id"
+        check.fail_value(f"the client_ids of {name!r}", expected, f"{kinds[1]} ({ids[0]!r})")
 
 
 class EvaluationPlan(NamedTuple):
@@ -193,8 +222,18 @@ def _spread(metric: str, own: np.ndarray) -> dict[str, float]:
         return dict.fromkeys([*(f"p{percentile}" for percentile in _PERCENTILES), "worst_decile", "variance"], float("nan"))
     spread = {f"p{percentile}": float(np.percentile(own, percentile)) for percentile in _PERCENTILES}
     rising = np.sort(own.astype(np.float64))
-    worst_first = rising[::-1] if _WORSE_WHEN_HIGH & {*metric.split("_")} else rising
+    worst_first = rising[::-1] if is_worse_when_high(metric) else rising
     return {**spread, "worst_decile": float(worst_first[: -(-own.size // 10)].mean()), "variance": float(rising.var())}
+
+
+def is_worse_when_high(metric: str) -> bool:
+    """Returns whether a metric's name has the word ``loss`` or ``error`` in it: the lower it is, the better.
+
+    Example:
+      >>> is_worse_when_high("personal_loss"), is_worse_when_high("accuracy")
+      (True, False)
+    """
+    return bool(_WORSE_WHEN_HIGH & {*metric.split("_")})
 
 
 def _by_groups(pair: Any) -> tuple[float, np.ndarray, dict[str, float]]:

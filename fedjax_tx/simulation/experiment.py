@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from fedjax_tx import check
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.types import CohortSource, FederatedAlgorithm, LocalWork, MakeAlgorithm
@@ -44,10 +46,18 @@ class Experiment:
         if not isinstance(self.make_algorithm, FederatedAlgorithm) and not callable(self.make_algorithm):
             check.fail_type("make_algorithm", "a function of hyper, or a FederatedAlgorithm", self.make_algorithm)
         for name, value in check.mapping("hyper", self.hyper).items():
-            check.number(f"hyper[{name!r}]", value)
+            _check_hyper(f"hyper[{name!r}]", value)
         check.instance("train", self.train, FederatedDataset, "a FederatedDataset")
         check.instance("cohorts", self.cohorts, CohortSource, "a CohortSource such as ftx.data.uniform_cohorts(8)")
         check.instance("local", self.local, LocalWork, "a LocalWork")
         check.integer("seed", self.seed, low=0, high=2**32 - 1)
         if self.train.num_examples == 0:
             raise ValueError("expected train to hold at least one example, got 0")
+
+
+def _check_hyper(name: str, value: Any) -> None:
+    """It is computed with in 32 bits, where too large a number would be another."""
+    check.number(name, value)
+    limits = np.iinfo(np.int32) if np.asarray(value).dtype.kind in "iu" else np.finfo(np.float32)
+    if not limits.min <= value <= limits.max:
+        check.fail_value(name, f"to lie in {limits.min}..{limits.max}, as {limits.dtype} does", value)

@@ -44,6 +44,10 @@ class Program:
     def __call__(self, *arguments: Any) -> Any:
         return self.jitted(*arguments)
 
+    def eval_shape(self, *arguments: Any) -> Any:
+        """As that of a jitted function: the shapes of the results; a call with the same arguments does not trace again."""
+        return self.jitted.eval_shape(*arguments)
+
     def lower(self, *arguments: Any) -> Any:
         """As that of a jitted function: the lowered program, which can be compiled and asked for its memory."""
         return self.jitted.lower(*arguments)

@@ -127,18 +127,18 @@ def run_rounds_uncompiled(
         algorithm = resolve(make_algorithm, hyper)
         key = prng.fold(prng.root(seed), "round")
 
-        def one_round(state, number):
+        def numbered(state, number):
             round_key = prng.fold(key, first_round + number)
             schedule = tree.take(schedules, number)
-            return _one_round(algorithm, batch_sizes, round_key, state, columns, schedule, population, axis_name(mesh), watch)
+            return one_round(algorithm, batch_sizes, round_key, state, columns, schedule, population, axis_name(mesh), watch)
 
         def body(number, carry):
             state, outputs = carry
-            state, output = one_round(state, number)
+            state, output = numbered(state, number)
             return state, tree.put(outputs, number, output)
 
         capacity = schedules[0].num_ticks.shape[0]
-        _, output = jax.eval_shape(one_round, state, jnp.int32(0))
+        _, output = jax.eval_shape(numbered, state, jnp.int32(0))
         return lax.fori_loop(0, num_rounds, body, (state, tree.zeros(output, (capacity,))))
 
     arrays = (hyper, seed, first_round, num_rounds, state, population)
@@ -174,7 +174,8 @@ def run_evaluation_uncompiled(
 run_evaluation = Program(run_evaluation_uncompiled, static_argnames=("make_algorithm", "batch_size", "population", "mesh"))
 
 
-def _one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population, axis, watch):
+def one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population, axis=None, watch=None):
+    """Runs a round on a schedule for each pass: (state, output)."""
     said: tuple[dict, dict, dict] = ({}, {}, {})
     empty, left_out = jnp.bool_(False), []
     for number, (a_pass, schedule) in enumerate(zip(algorithm.passes, schedules, strict=True)):

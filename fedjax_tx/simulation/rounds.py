@@ -120,13 +120,19 @@ class RoundFunction:
         """Returns the state before round 0; ``seed`` defaults to the experiment's, ``init_params`` to newly drawn ones."""
         experiment = self.experiment
         seed = experiment.seed if seed is None else check.integer("seed", seed, low=0, high=2**32 - 1)
-        population = experiment.train.num_clients
-        hyper, batch_size = hyper_arrays(experiment.hyper), self.works[0].batch_size
-        maker = experiment.make_algorithm
+        device = init_state(*self._first_arguments(seed, init_params))
+        return RoundState(place(device, self.mesh), experiment.cohorts.init(experiment.train.num_clients), seed, 0)
+
+    def shapes(self, init_params: PyTree = None) -> DeviceState:
+        """Returns the shapes of what lies on the devices; nothing is compiled."""
+        return init_state.eval_shape(*self._first_arguments(self.experiment.seed, init_params))
+
+    def _first_arguments(self, seed: int, init_params: PyTree) -> tuple:
+        experiment = self.experiment
+        maker, population, hyper = experiment.make_algorithm, experiment.train.num_clients, hyper_arrays(experiment.hyper)
         # Of the data only shapes are read, and each process makes the state by itself.
         columns = {name: np.zeros((1, *c.shape[1:]), c.dtype) for name, c in experiment.train.columns.items()}
-        device = init_state(maker, population, batch_size, hyper, np.uint32(seed), init_params, columns)
-        return RoundState(place(device, self.mesh), experiment.cohorts.init(population), seed, 0)
+        return maker, population, self.works[0].batch_size, hyper, np.uint32(seed), init_params, columns
 
     def __call__(self, state: RoundState) -> tuple[RoundState, RoundInfo]:
         """Runs one round."""

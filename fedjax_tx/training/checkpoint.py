@@ -10,6 +10,8 @@ import json
 import shutil
 import warnings
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +82,7 @@ def read_last(manager: ocp.CheckpointManager) -> Saved | None:
     damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            saved = _read(manager, step)
+            saved = _read(partial(_restore, manager, step))
         except _DAMAGED as error:
             damaged[step] = f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
             continue
@@ -95,6 +97,22 @@ def read_last(manager: ocp.CheckpointManager) -> Saved | None:
     return None
 
 
+def peek(directory: Path) -> Saved | None:
+    """Returns the last checkpoint of a folder and changes nothing there, where a run may be writing; None without one.
+
+    Errors: ``ValueError`` if it is damaged.
+    """
+    step = last_round(directory)
+    if not step:
+        return None
+    handlers = ocp.CompositeCheckpointHandler(arrays=ocp.StandardCheckpointHandler(), notes=ocp.JsonCheckpointHandler())
+    with ocp.Checkpointer(handlers) as reader:
+        try:
+            return _read(lambda args: reader.restore(directory.absolute() / str(step), args))
+        except _DAMAGED as error:
+            raise ValueError(f"expected checkpoint {step} in {str(directory)!r} to be whole, got {error}") from error
+
+
 def refuse_incomplete(like: RoundState, saved: Saved) -> None:
     """Raises ``ValueError`` if a checkpoint lacks an array of a state like ``like``."""
     for path, _ in jax.tree_util.tree_leaves_with_path((like.device, like.cohorts)):
@@ -103,11 +121,15 @@ def refuse_incomplete(like: RoundState, saved: Saved) -> None:
             raise ValueError(f"expected the checkpoint after round {saved.notes['round']} to hold {name}, which is missing")
 
 
-def _read(manager: ocp.CheckpointManager, step: int) -> Saved:
-    notes = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
+    return manager.restore(step, args=args)
+
+
+def _read(restore: Callable[[ocp.args.Composite], Any]) -> Saved:
+    notes = restore(ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
     empty = [np.zeros(shape, jnp.dtype(dtype)) for _, dtype, shape in notes["arrays"]]
     filled = {str(number): array for number, array in enumerate(empty) if array.size}
-    read = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(filled)))["arrays"]
+    read = restore(ocp.args.Composite(arrays=ocp.args.StandardRestore(filled)))["arrays"]
     arrays = [np.asarray(read.get(str(number), array)) for number, array in enumerate(empty)]
     checksum = _checksum(arrays, notes)
     if checksum != notes["checksum"]:

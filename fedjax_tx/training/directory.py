@@ -6,11 +6,13 @@ Whatever was written before stays, whenever the run dies.
 Of several processes the first alone reads and writes here, and tells the others what it read: they need not see its disk.
 """
 
+import errno
+import fcntl
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,24 +30,46 @@ class Start(NamedTuple):
     state: RoundState
     ledger: dict[str, int | float]
     history: list[dict[str, Any]]
+    best: "Kept | None" = None
+
+
+class Kept(NamedTuple):
+    """The best value of a metric, and the state of the run then."""
+
+    value: float
+    state: RoundState
 
 
 class Store(NamedTuple):
     """Where a run leaves what it made.
 
-    ``append(lines, timing)`` writes the records of some rounds, ``save(state, ledger)`` a checkpoint, ``finish(summary)`` how the
-    run ended; ``close()`` ends the writing.
+    ``append(lines, timing)`` writes the records of some rounds, ``save(state, ledger)`` a checkpoint, ``keep(best)`` the best
+    state so far, ``finish(summary)`` how the run ended; ``close()`` ends the writing.
     """
 
     append: Callable[[Sequence[Record], Record], None]
     save: Callable[[RoundState, dict[str, int | float]], None]
+    keep: Callable[[Kept], None]
     finish: Callable[[Record], None]
     close: Callable[[], None]
 
 
+def read_run_dir(run_dir: str | Path | None) -> Path | None:
+    """Returns the directory that is meant; ``~`` is the user's own.
+
+    Errors: ``TypeError`` if it is no path, ``ValueError`` if it is a URL.
+    """
+    if run_dir is None:
+        return None
+    if "://" in str(check.instance("run_dir", run_dir, (str, Path), "a path")):
+        check.fail_value("run_dir", "to be a path (a bucket can be mounted as a folder)", run_dir)
+    return Path(run_dir).expanduser()
+
+
 def no_store() -> Store:
     """Returns the store of a run that leaves nothing."""
-    return Store(lambda lines, timing: None, lambda state, ledger: None, lambda summary: None, lambda: None)
+    nothing: Callable[..., None] = lambda *given: None  # noqa: E731
+    return Store(nothing, nothing, nothing, nothing, nothing)
 
 
 def read_choices(directory: Path, description: Record) -> dict[str, Any]:
@@ -66,30 +90,39 @@ def read_choices(directory: Path, description: Record) -> dict[str, Any]:
     return processes.from_first(read)
 
 
-def open_store(directory: Path, first: RoundState, rounds: int, evaluated: Callable[[str, int], bool]) -> tuple[Store, Start]:
+def open_store(
+    directory: Path, first: RoundState, rounds: int, evaluated: Callable[[str, int], bool], keep_best: str | None = None
+) -> tuple[Store, Start]:
     """Opens a run directory and finds where the run goes on.
 
     Args:
       first: the state before round 0. rounds: how many rounds the run is to have.
       evaluated: whether a field of a round's record belongs to it wherever the run ends, given its name and the round.
+      keep_best: the metric whose best state is kept, if any is.
 
-    Errors: ``ValueError`` if more rounds than that were run, if all checkpoints are damaged, or a line of records is.
+    Errors: ``ValueError`` if more rounds than that were run, if all checkpoints are damaged, or a line of records is; if another
+    process has it open.
     """
-    managers = []
+    opened = ExitStack()
+    managers: list[Any] = []
 
     def read():
+        opened.enter_context(locked(directory))
         with writing("the folder of checkpoints", directory):
-            managers.append(checkpoint.open_checkpoints(directory / "checkpoints"))
-        return _find_start(directory, first, rounds, evaluated, checkpoint.read_last(managers[0]))
+            for name, keep in {"checkpoints": 3, **({} if keep_best is None else {"best": 1})}.items():
+                managers.append(checkpoint.open_checkpoints(directory / name, keep))
+                opened.callback(managers[-1].close)
+        saved, history = _find_start(directory, first, rounds, evaluated, checkpoint.read_last(managers[0]))
+        best = None if keep_best is None or saved is None else checkpoint.read_last(managers[1])
+        return saved, history, best
 
     try:
-        saved, history = processes.from_first(read)
+        saved, history, best = processes.from_first(read)
         state, ledger = (first, new_ledger()) if saved is None else checkpoint.rebuild(first, saved)
+        start = Start(state, ledger, history, _read_best(first, best, keep_best))
     except BaseException:
-        for manager in managers:
-            manager.close()
+        opened.close()
         raise
-    start = Start(state, ledger, history)
     if not managers:
         return no_store(), start
     manager = managers[0]
@@ -104,11 +137,40 @@ def open_store(directory: Path, first: RoundState, rounds: int, evaluated: Calla
             records.flush(directory / "metrics.jsonl")
             checkpoint.save(manager, state, ledger)
 
+    def keep(best):
+        with writing(f"the best state, after round {best.state.round}", directory):
+            checkpoint.save(managers[1], best.state, {str(keep_best): best.value})
+
     def finish(summary):
         with writing("summary.json", directory):
             records.write_json(directory / "summary.json", summary)
 
-    return Store(append, save, finish, manager.close), start
+    return Store(append, save, keep, finish, opened.close), start
+
+
+def _read_best(first: RoundState, saved: checkpoint.Saved | None, metric: str | None) -> Kept | None:
+    """What was kept; nothing where it was kept by another metric."""
+    if saved is None or metric is None or metric not in saved.notes["ledger"]:
+        return None
+    state, values = checkpoint.rebuild(first, saved)
+    return Kept(float(values[metric]), state)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keeps other processes from running in a directory; the operating system ends that with the process, however it ends.
+
+    Errors: ``ValueError`` if another one is running there. File systems without locks are trusted.
+    """
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            check.fail_value("run_dir", "to be no other running process's, which would write there too", str(directory))
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Ctrl-C while something runs that should end in order."""
+"""Ctrl-C, or a scheduler's SIGTERM, while something runs that should end in order."""
 
 import signal
 import threading
@@ -7,31 +7,35 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def delayed_interrupt(enabled: bool = True) -> Iterator[Callable[[], bool]]:
-    """Gives ``interrupted()``: whether Ctrl-C (SIGINT) came since; the first one does nothing else.
+def delayed_interrupt(enabled: bool = True) -> Iterator[Callable[[], int]]:
+    """Gives ``interrupted()``: the number of the signal that came since, Ctrl-C's (SIGINT) or SIGTERM; 0 if none did.
 
-    The second goes to the handler that was there before, by default ``KeyboardInterrupt`` at once. At the end it is back.
-    Nothing changes where Python takes no signals (threads other than the main one) or where SIGINT is ignored.
+    The first does nothing else; a second goes to the handler that was there before, which ends the process. At the end it is
+    back. Nothing changes where Python takes no signals (threads other than the main one), for signals that are ignored, and for
+    SIGTERM where the script handles it itself.
 
     Example:
       >>> with delayed_interrupt() as interrupted:
       ...     signal.raise_signal(signal.SIGINT)
-      ...     interrupted()
+      ...     interrupted() == signal.SIGINT
       True
     """
-    before = signal.getsignal(signal.SIGINT)
-    main = threading.current_thread() is threading.main_thread()
-    if not enabled or not main or before in (None, signal.SIG_IGN):
-        yield lambda: False
-        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    if taken.get(signal.SIGTERM) is not signal.SIG_DFL:
+        taken.pop(signal.SIGTERM, None)
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        taken = {}
     came: list[int] = []
 
     def note(number, frame):
         came.append(number)
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, taken[number])
 
-    signal.signal(signal.SIGINT, note)
+    for number in taken:
+        signal.signal(number, note)
     try:
-        yield lambda: bool(came)
+        yield lambda: came[0] if came else 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in taken.items():
+            signal.signal(number, handler)

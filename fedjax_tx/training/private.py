@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -12,7 +12,7 @@ from fedjax_tx import check
 from fedjax_tx.privacy import Budget, affordable_rounds, spending, with_private_metrics
 from fedjax_tx.simulation import Experiment, RoundState
 from fedjax_tx.simulation.round import resolve
-from fedjax_tx.types import FederatedAlgorithm, Hyper, MakeAlgorithm
+from fedjax_tx.types import Aggregator, FederatedAlgorithm, Hyper, MakeAlgorithm
 
 
 class Plan(NamedTuple):
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
 NOTE = (
     "epsilon covers the parameters and server/ numbers; {}aggregation/ numbers, counts of clients, examples and steps, "
-    "and scores on clients' data have no noise"
+    "scores on clients' data, and a stop that they decide, have no noise"
 )
 
 
@@ -73,11 +73,24 @@ def keep_metrics_private(experiment: Experiment, budget: Budget | None) -> Exper
     return dataclasses.replace(experiment, make_algorithm=maker)
 
 
-def described(budget: Budget | None) -> dict[str, float]:
-    """Returns what of a budget decides a run's records, by name."""
-    if budget is None or not budget.private_metrics:
-        return {}
-    return {"privacy.max_metric": budget.max_metric, "privacy.metrics_noise": budget.metrics_noise}
+def described(experiment: Experiment, budget: Budget | None) -> dict[str, Any]:
+    """Returns what decides what the rounds of a run cost, and of a budget what decides its records, by name.
+
+    Rounds are paid for as they are found in a directory: with less noise they must not be taken for these.
+    """
+    algorithm = resolve(experiment.make_algorithm, experiment.hyper)
+    told: dict[str, Any] = {"aggregators": [_describe(a_pass.aggregator) for a_pass in algorithm.passes]}
+    if budget is not None and budget.private_metrics:
+        told |= {"privacy.max_metric": budget.max_metric, "privacy.metrics_noise": budget.metrics_noise}
+    return told
+
+
+def _describe(aggregator: Aggregator) -> str:
+    noise, correlated = aggregator.noise_multiplier, aggregator.factorization
+    parts = [aggregator.name]
+    parts += [] if noise is None else [f"noise multiplier {float(noise):g}"]
+    parts += [] if correlated is None else [correlated.name]
+    return ", ".join(parts)
 
 
 def plan_rounds(experiment: Experiment, first: RoundState, rounds: int, budget: Budget | None) -> Plan:

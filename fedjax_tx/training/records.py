@@ -8,8 +8,10 @@
 import json
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ import numpy as np
 from fedjax_tx import processes
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment, RoundState
+from fedjax_tx.simulation.fingerprint import fingerprint
+from fedjax_tx.types import PyTree
 
 _SAMPLED_ROWS = 4096
+_OTHER_PROGRAM = " (program: what the algorithm, the task, the model or a constant in them computes)"
 
 
 def describe(
@@ -29,13 +34,18 @@ def describe(
     evaluate: Mapping[str, FederatedDataset],
     evaluate_every: int,
     config: Mapping[str, Any],
+    init_params: PyTree = None,
 ) -> dict[str, Any]:
-    """Returns what decides a run's records as flat names and plain values; two runs may share a directory if these agree."""
+    """Returns what decides a run's records as flat names and plain values; two runs may share a directory if these agree.
+
+    Parameters that are drawn are told by the seed and the program: another machine rounds them otherwise, and may go on.
+    """
     local = experiment.local
     server = {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.device)
     }
+    start = (state.device.server.params, state.device.server.frozen)
     nested = {
         "config": dict(config),
         "seed": experiment.seed,
@@ -46,7 +56,9 @@ def describe(
         "evaluate": {name: describe_data(data) for name, data in evaluate.items()},
         "evaluate_every": evaluate_every,
         "state": server,
-        "first_params": digest(jax.tree.leaves(jax.device_get((state.device.server.params, state.device.server.frozen)))),
+        "first_params": None if init_params is None else digest(jax.tree.leaves(jax.device_get(start))),
+        "program": fingerprint(experiment),
+        "made_with": f"JAX {jax.__version__}, fedjax_tx {version('fedjax-tx')}, {jax.default_backend()}",
     }
     return json.loads(json.dumps(flatten(nested)))
 
@@ -83,12 +95,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def refuse_other(directory: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` naming each field in which a directory's experiment differs from the one at hand."""
-    names = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
-    if names:
+    """Raises ``ValueError`` naming each field in which a directory's experiment differs from the one at hand.
+
+    Programs are compared where they were made with the same versions for the same kind of device; elsewhere a warning says so.
+    """
+    names = [name for name in sorted({*saved, *now} - {"made_with"}) if saved.get(name) != now.get(name)]
+    if names == ["program"] and saved.get("made_with") != now["made_with"]:
+        made = f"it was made with {saved.get('made_with')}, this is {now['made_with']}"
+        told = "whether its algorithm, task and model are those at hand can't be told"
+        warnings.warn(f"run_dir {str(directory)!r} goes on, but {told}: {made}", stacklevel=2)
+    elif names:
         listed = "; ".join(f"{name} is {saved.get(name)!r} there and {now.get(name)!r} here" for name in names[:5])
         more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
-        raise ValueError(f"expected run_dir {str(directory)!r} to hold this experiment, but {listed}{more}")
+        program = _OTHER_PROGRAM if "program" in names else ""
+        raise ValueError(f"expected run_dir {str(directory)!r} to hold this experiment, but {listed}{more}{program}")
 
 
 def read_json(path: Path) -> Any:

@@ -1,7 +1,7 @@
 """``ftx.run``: an experiment from its first round to its last, with evaluation, records, checkpoints and resumption."""
 
 import dataclasses
-import json
+import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,19 +15,33 @@ from fedjax_tx import check, processes, tree
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.privacy import Budget
 from fedjax_tx.simulation import Experiment, RoundFunction, RoundInfo, RoundState, make_evaluation, make_round, summarise
-from fedjax_tx.simulation.evaluate import ClientMetrics
+from fedjax_tx.simulation.evaluate import ClientMetrics, Evaluation
 from fedjax_tx.simulation.mesh import resolve_mesh
 from fedjax_tx.simulation.rounds import build_round
 from fedjax_tx.training import records
-from fedjax_tx.training.directory import Start, Store, no_store, open_store, read_choices, writing
+from fedjax_tx.training.arguments import check_metrics, check_more, check_run
+from fedjax_tx.training.directory import Kept, Start, Store, no_store, open_store, read_choices, read_run_dir, writing
 from fedjax_tx.training.interrupt import delayed_interrupt
 from fedjax_tx.training.ledger import bytes_a_client, charge, new_ledger
 from fedjax_tx.training.private import Plan, described, keep_metrics_private, plan_rounds
 from fedjax_tx.training.progress import Reporter, make_reporter
-from fedjax_tx.training.stop import EarlyStop
+from fedjax_tx.training.stop import EarlyStop, is_better
 from fedjax_tx.types import Execution, PyTree
 
 SECONDS_A_CALL = 1.0  # shorter calls keep progress live; longer ones save nothing that can be measured
+
+
+class Best(NamedTuple):
+    """The round after which a metric was best, of those after which it was evaluated.
+
+    params, state: as those of a ``RunResult``, after that round.
+    """
+
+    metric: str
+    value: float
+    round: int
+    params: PyTree
+    state: RoundState
 
 
 class RunResult(NamedTuple):
@@ -40,6 +54,7 @@ class RunResult(NamedTuple):
     ledger: costs so far; of a private run also ``epsilon`` and ``delta``. stopped: why it ended.
     client_metrics: ``{set: {metric: (value[client], weight[client])}}`` at the end.
     privacy: what epsilon covers and what it does not; None where it is not accounted for.
+    best: what ``keep_best`` kept; None without it, or where the metric was nowhere finite.
     """
 
     params: PyTree
@@ -49,17 +64,23 @@ class RunResult(NamedTuple):
     client_metrics: dict[str, ClientMetrics]
     stopped: str
     privacy: str | None = None
+    best: Best | None = None
+
+
+Callback = Callable[[list[dict[str, Any]], RoundState], str | None]
 
 
 class _Setup(NamedTuple):
     """A run ready to go: what doesn't change while it runs."""
 
     round_fn: RoundFunction
-    evaluators: Mapping[str, Callable[[RoundState], ClientMetrics]]
+    evaluators: Mapping[str, Evaluation]
     plan: Plan
     evaluate_every: int
     checkpoint_every: int
     early_stop: EarlyStop | None
+    keep_best: str | None
+    callback: Callback | None
     directory: Path | None
     store: Store
     reporter: Reporter
@@ -76,6 +97,8 @@ def run(
     evaluate_every: int = 10,
     checkpoint_every: int | None = None,
     early_stop: EarlyStop | None = None,
+    keep_best: str | None = None,
+    callback: Callback | None = None,
     privacy: Budget | None = None,
     config: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -88,6 +111,10 @@ def run(
       init_params: parameters to start from, as ``result.params`` gives them; by default the task draws them.
       execution: how it runs. run_dir: where to leave records and checkpoints; a run found there goes on.
       checkpoint_every: rounds between checkpoints, by default ``evaluate_every``. early_stop: when to end sooner.
+      keep_best: a metric of an evaluation, such as ``"test/loss"``; ``result.best`` is then how the run stood when that was best:
+        lowest where the metric's name has the word ``loss`` or ``error`` in it, else highest. Kept in ``run_dir`` too.
+      callback: ``callback(records, state)`` after each call of the compiled program, with the records of its rounds, for loggers
+        and figures of your own (``rounds_per_call=1``: after each round). Gives None, or why the run is to end.
       privacy: accounts for it in the ledger, and ends the run when it is spent: ``ftx.privacy.Budget(delta=1e-6, epsilon=8.0)``.
         It covers the parameters, and of the metrics in the records those that it makes private; ``result.privacy`` says so.
       config: settings of the caller (plain values), kept and compared with the experiment's own.
@@ -96,10 +123,12 @@ def run(
     In several processes (``python -m fedjax_tx.launch``) each calls this alike; the first alone reads and writes ``run_dir``.
 
     With a ``run_dir``, Ctrl-C ends the run after the rounds under way with a checkpoint, and raises ``KeyboardInterrupt``; a
-    second one ends it at once. However a run ended, the same call goes on from the last checkpoint, bit for bit.
+    second one ends it at once. So does a scheduler's SIGTERM, with ``SystemExit``. However a run ended, the same call goes on
+    from the last checkpoint, bit for bit.
 
     Errors: ``ValueError`` if ``run_dir`` holds another experiment, naming the fields that differ, or more rounds, or only damaged
-    checkpoints (where the one before can be used, a warning names the damaged one). ``OSError`` if it can't be written.
+    checkpoints (where the one before can be used, a warning names the damaged one), or another process is running there.
+    ``OSError`` if it can't be written.
 
     Example:
       >>> import fedjax_tx as ftx, numpy as np, optax
@@ -115,22 +144,27 @@ def run(
     evaluate = {} if evaluate is None else evaluate
     execution = Execution() if execution is None else execution
     check_run(experiment, rounds, evaluate, execution, run_dir, evaluate_every, checkpoint_every, early_stop, config, progress)
-    if privacy is not None:
-        check.instance("privacy", privacy, Budget, "an ftx.privacy.Budget")
+    check_more(evaluate, early_stop, keep_best, callback, privacy)
+    if isinstance(init_params, RunResult):
+        check.fail_type("init_params", "parameters, such as the .params of a result", init_params)
     experiment = keep_metrics_private(experiment, privacy)
-    directory = None if run_dir is None else Path(run_dir)
+    directory = read_run_dir(run_dir)
     mesh = resolve_mesh(execution)
-    first = build_round(experiment, {}, 1, Execution(), mesh).init(init_params=init_params)
-    plan = plan_rounds(experiment, first, rounds, privacy)
+    maker = build_round(experiment, {}, 1, Execution(), mesh)
     evaluators = {name: make_evaluation(experiment, data, execution) for name, data in evaluate.items()}
+    check_metrics(experiment, evaluators, maker.shapes(init_params), early_stop, keep_best)
+    first = maker.init(init_params=init_params)
+    plan = plan_rounds(experiment, first, rounds, privacy)
     store, start = no_store(), Start(first, new_ledger(), [])
     if directory is not None or jax.process_count() > 1:
-        description = {**records.describe(experiment, first, evaluate, evaluate_every, config or {}), **described(privacy)}
-        called = {"rounds": rounds, "run_dir": str(run_dir), "checkpoint_every": checkpoint_every, "execution": repr(execution)}
+        told = records.describe(experiment, first, evaluate, evaluate_every, config or {}, init_params)
+        description = {**told, **described(experiment, privacy)}
+        called = {"rounds": rounds, "run_dir": str(directory), "checkpoint_every": checkpoint_every, "execution": repr(execution)}
         processes.check_same("what is run", {**description, **called})
     if directory is not None:
         execution = _with_choices(execution, read_choices(directory, description))
-        store, start = open_store(directory, first, plan.rounds, partial(_belongs, tuple(evaluate), evaluate_every))
+        evaluated = partial(_belongs, tuple(evaluate), evaluate_every)
+        store, start = open_store(directory, first, plan.rounds, evaluated, keep_best)
     reporter = make_reporter(plan.rounds, start.state.round, progress and processes.is_first())
     try:
         if start.state.round:
@@ -141,8 +175,8 @@ def run(
         if directory is not None and processes.is_first():
             _write_experiment(directory, description, execution, round_fn)
         checkpoint_every = evaluate_every if checkpoint_every is None else checkpoint_every
-        periods = (evaluate_every, checkpoint_every)
-        return _run(_Setup(round_fn, evaluators, plan, *periods, early_stop, directory, store, reporter), start)
+        ends = (evaluate_every, checkpoint_every, early_stop, keep_best, callback)
+        return _run(_Setup(round_fn, evaluators, plan, *ends, directory, store, reporter), start)
     finally:
         reporter.close()
         store.close()
@@ -158,10 +192,10 @@ def _write_experiment(directory: Path, description: dict[str, Any], execution: E
 
 def _run(setup: _Setup, start: Start) -> RunResult:
     """The host loop."""
-    state, ledger, history, rounds = start.state, start.ledger, list(start.history), setup.plan.rounds
+    state, ledger, history, rounds, best = start.state, start.ledger, list(start.history), setup.plan.rounds, start.best
     cost = bytes_a_client(setup.round_fn, state)
     began, count, pace, client_metrics = time.perf_counter(), 1, 1, None
-    stopped, ending = _why_stop(setup, history), False
+    stopped, ending = _why_stop(setup, history), 0
     with delayed_interrupt(setup.directory is not None) as interrupted:
         while state.round < rounds and stopped is None and not ending:
             left = until_due(state.round + count, rounds, setup.evaluate_every, setup.checkpoint_every)
@@ -177,27 +211,35 @@ def _run(setup: _Setup, start: Start) -> RunResult:
                 client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
                 lines[-1].update(summarise_sets(client_metrics))
             history += lines
+            if due and setup.keep_best is not None and is_better(setup.keep_best, lines[-1], best):
+                best = Kept(lines[-1][setup.keep_best], state)
+                setup.store.keep(best)
             timing = _timing(state, infos, seconds, began)
             setup.store.append(lines, timing)
             _say_left_out(setup, infos)
             setup.reporter.update(lines[-1], timing["examples_per_second"])
             stopped, ending = _why_stop(setup, history) if due else None, _anywhere(interrupted)
+            asked = None if setup.callback is None else setup.callback(lines, state)
+            stopped = stopped or asked
             if stopped or ending or state.round % setup.checkpoint_every == 0 or state.round == rounds:
                 setup.store.save(state, {**ledger, **setup.plan.told(state.round)})
     ledger = {**ledger, **setup.plan.told(state.round)}  # also of a run that was finished before
-    if _anywhere(interrupted):
-        raise KeyboardInterrupt(_say_interrupted(setup, state))
+    signal_number = _anywhere(interrupted)
+    if signal_number:
+        text = _say_interrupted(setup, state)
+        raise KeyboardInterrupt(text) if signal_number == signal.SIGINT else SystemExit(128 + signal_number)
     stopped = stopped or setup.plan.reason or f"finished {rounds} rounds"
     if client_metrics is None:
         client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
     privacy = {} if setup.plan.note is None else {"privacy": setup.plan.note}
     setup.store.finish({"stopped": stopped, "ledger": ledger, **privacy, **summarise_sets(client_metrics)})
-    return RunResult(_params(state), state, history, ledger, client_metrics, stopped, setup.plan.note)
+    kept = None if best is None else Best(setup.keep_best or "", best.value, best.state.round, _params(best.state), best.state)
+    return RunResult(_params(state), state, history, ledger, client_metrics, stopped, setup.plan.note, kept)
 
 
-def _anywhere(interrupted: Callable[[], bool]) -> bool:
-    """Whether any process was interrupted: all end after the same round."""
-    return bool(processes.largest(interrupted())[0])
+def _anywhere(interrupted: Callable[[], int]) -> int:
+    """The signal by which any process was interrupted, or 0: all end after the same round."""
+    return int(processes.largest(interrupted())[0])
 
 
 def _say_interrupted(setup: _Setup, state: RoundState) -> str:
@@ -282,45 +324,3 @@ def _with_choices(execution: Execution, choices: Mapping[str, Any]) -> Execution
 def _params(state: RoundState) -> PyTree:
     server = state.device.server
     return tree.join(server.params, server.frozen)
-
-
-def check_run(
-    experiment,
-    rounds,
-    evaluate,
-    execution,
-    run_dir,
-    evaluate_every,
-    checkpoint_every=None,
-    early_stop=None,
-    config=None,
-    progress=True,
-):
-    """Refuses arguments of ``run`` that are none, before anything compiles."""
-    check.instance("experiment", experiment, Experiment, "an Experiment")
-    check.integer("rounds", rounds, low=1)
-    for name, data in check.mapping("evaluate", evaluate).items():
-        check.instance(f"evaluate[{name!r}]", data, FederatedDataset, "a FederatedDataset")
-        if name in ("train", "server", "aggregation", "") or "/" in name:
-            check.fail_value("the names of evaluate", "without '/' and other than 'train', 'server', 'aggregation'", name)
-    check.instance("execution", execution, Execution, "an Execution")
-    if run_dir is not None:
-        check.instance("run_dir", run_dir, (str, Path), "a path")
-    check.integer("evaluate_every", evaluate_every, low=1)
-    if checkpoint_every is not None:
-        check.integer("checkpoint_every", checkpoint_every, low=1)
-    if early_stop is not None:
-        check.instance("early_stop", early_stop, EarlyStop, "an EarlyStop")
-        groups = tuple(f"{name}/" for name in (*evaluate, "train"))
-        if not early_stop.metric.startswith(groups):
-            check.fail_value("early_stop.metric", f"to start with one of {', '.join(groups)}", early_stop.metric)
-    for name, value in check.mapping("config", {} if config is None else config).items():
-        _check_plain(f"config[{name!r}]", value)
-    check.boolean("progress", progress)
-
-
-def _check_plain(name: str, value: Any) -> None:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        check.fail_value(name, "to be a plain value: numbers, strings, True, False, None, and lists and dicts of them", value)

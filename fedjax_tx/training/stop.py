@@ -1,11 +1,12 @@
 """When a run ends before its last round."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedjax_tx import check
+from fedjax_tx.simulation.evaluate import is_worse_when_high
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,12 @@ class EarlyStop:
         if self.patience is not None and len(scores) - 1 - best >= self.patience:
             return f"{self.metric} no better for {self.patience} evaluations than {values[best]:g}"
         return None
+
+
+def is_better(metric: str, record: Mapping[str, Any], best: Any) -> bool:
+    """Returns whether a record's metric is better than the ``value`` of the best so far, or the first that is finite."""
+    value = record[metric]
+    if not math.isfinite(value):
+        return False
+    worse_when_high = is_worse_when_high(metric.split("/")[1])
+    return best is None or (value < best.value if worse_when_high else value > best.value)

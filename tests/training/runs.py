@@ -42,11 +42,11 @@ def counting_stage():
     return stage("count()", init=init, decode=keep)
 
 
-def make_everything(hyper):
+def make_everything(hyper, server_lr=0.1):
     """FedAvg with Adam at the server, error feedback, and state at clients and aggregator."""
     aggregator = ftx.aggregation.chain(ftx.aggregation.top_k(0.5), ftx.aggregation.mean(), counting_stage())
     algorithm = ftx.algorithms.fed_avg(
-        problems.LOGISTIC, optax.sgd(hyper["client_lr"], momentum=0.9), optax.adam(0.1), aggregator
+        problems.LOGISTIC, optax.sgd(hyper["client_lr"], momentum=0.9), optax.adam(server_lr), aggregator
     )
     training = algorithm.passes[0]
     return algorithm._replace(passes=(training._replace(trainer=counting_client(training.trainer)),))

@@ -14,15 +14,15 @@ from fedjax_tx.training import checkpoint
 from fedjax_tx.training.interrupt import delayed_interrupt
 
 
-def press_in_round(monkeypatch, number: int, times: int = 1) -> None:
-    """Ctrl-C comes while a round (counted from 1) is under way, in the midst of a call."""
+def press_in_round(monkeypatch, number: int, times: int = 1, signal_number: int = signal.SIGINT) -> None:
+    """Ctrl-C, or another signal, comes while a round (counted from 1) is under way, in the midst of a call."""
     run_rounds = rounds.run_rounds
 
     def press_and_run(*arguments):
         first, count = arguments[4:6]
         if first < number <= first + count:
             for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal_number)
         return run_rounds(*arguments)
 
     monkeypatch.setattr(rounds, "run_rounds", press_and_run)
@@ -114,3 +114,27 @@ def test_an_error_takes_the_handler_away_too(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="early_stop.metric"):
         runs.run(3, tmp_path / "run", early_stop=ftx.EarlyStop("test/los", patience=1))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_schedulers_sigterm_ends_the_run_with_a_checkpoint_too(seven, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    press_in_round(monkeypatch, 4, signal_number=signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        runs.run(7, tmp_path / "run")
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert 4 <= checkpoint.last_round(tmp_path / "run" / "checkpoints") <= 5
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+    runs.assert_same_run(runs.run(7, tmp_path / "run"), seven)
+
+
+def test_a_script_that_handles_sigterm_keeps_its_handler():
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with delayed_interrupt() as interrupted:
+            signal.raise_signal(signal.SIGTERM)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]

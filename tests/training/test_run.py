@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import jax
 import numpy as np
@@ -186,7 +187,11 @@ OTHERS = {
     "config": (lambda: {"config": {"model": {"width": 64}}}, "config.model.width is None there and 64 here"),
     "first parameters": (
         lambda: {"init_params": {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}},
-        "first_params is '",
+        "first_params is None there and '",
+    ),
+    "a constant of the algorithm": (
+        lambda: {"experiment": problems.experiment(partial(runs.make_everything, server_lr=0.2), cohorts=runs.TWO_OF_SIX)},
+        "program is '",
     ),
     "algorithm": (
         lambda: {"experiment": problems.experiment(problems.make_fed_avg, cohorts=runs.TWO_OF_SIX)},
@@ -259,3 +264,75 @@ def test_a_metric_that_does_not_exist_is_named_with_those_that_do():
         ValueError, match=r"expected early_stop.metric to be one of .*'test/loss'.* \(did you mean 'test/loss'\?\)"
     ):
         runs.run(3, early_stop=ftx.EarlyStop("test/los", patience=1))
+
+
+def test_another_version_of_the_library_goes_on_with_a_warning(directory):
+    path = directory / "experiment.json"
+    saved = json.loads(path.read_text())
+    assert saved["experiment"]["made_with"].startswith(f"JAX {jax.__version__}, fedjax_tx ")
+    saved["experiment"] |= {"made_with": "JAX 0.1, fedjax_tx 0.1, tpu", "program": "another"}
+    path.write_text(json.dumps(saved))
+    with pytest.warns(UserWarning, match="can't be told: it was made with JAX 0.1"):
+        runs.run(9, directory)
+
+
+def test_drawn_parameters_that_another_machine_rounded_otherwise_are_not_compared(directory):
+    assert json.loads((directory / "experiment.json").read_text())["experiment"]["first_params"] is None
+
+
+def test_a_private_run_is_not_resumed_with_other_noise(tmp_path):
+    def private(noise):
+        stages = (ftx.aggregation.clip_norm(1.0), ftx.aggregation.fixed_mean(3), ftx.aggregation.gaussian_noise(noise))
+        algorithm = ftx.algorithms.fed_avg(problems.LOGISTIC, optax.sgd(0.1), aggregator=ftx.aggregation.chain(*stages))
+        return problems.experiment(algorithm, hyper={}, cohorts=ftx.data.poisson_cohorts(0.5))
+
+    options = {"privacy": ftx.privacy.Budget(delta=1e-5, accountant="rdp"), "run_dir": tmp_path, "progress": False}
+    options |= {"execution": ftx.Execution(num_lanes=1)}
+    first = ftx.run(private(0.3), 2, **options)
+    with pytest.raises(ValueError, match=r"aggregators is .*gaussian_noise\(0.3\).* there and .*gaussian_noise\(8.0\)"):
+        ftx.run(private(8.0), 3, **options)
+    assert ftx.run(private(0.3), 3, **options).ledger["epsilon"] > first.ledger["epsilon"] > 10
+
+
+def test_what_only_the_first_evaluation_would_find_is_found_before_the_first_round(tmp_path):
+    stop = ftx.EarlyStop("test/acuracy", mode="max", patience=2)
+    for options in ({"early_stop": stop}, {"keep_best": "test/acuracy"}, {"early_stop": ftx.EarlyStop("train/los", patience=1)}):
+        with pytest.raises(ValueError, match=r"did you mean '(test/accuracy|train/loss)'"):
+            runs.run(9, tmp_path / "run", **options)
+    with pytest.raises(ValueError, match="expected early_stop.metric of a private run to be told through noise"):
+        runs.run(9, privacy=ftx.privacy.Budget(1e-5), early_stop=ftx.EarlyStop("train/loss", patience=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_result_in_place_of_its_parameters_and_a_url_are_refused():
+    result = runs.run(1)
+    with pytest.raises(TypeError, match="expected init_params to be parameters, such as the .params of a result"):
+        runs.run(1, init_params=result)
+    with pytest.raises(ValueError, match="expected run_dir to be a path .* got 'gs://bucket/run'"):
+        runs.run(1, "gs://bucket/run")
+
+
+def test_the_users_own_directory_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    runs.run(1, "~/run")
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_second_run_in_the_same_directory_is_refused_while_the_first_goes_on(tmp_path):
+    def start_another(records, state):
+        with pytest.raises(ValueError, match="expected run_dir to be no other running process's"):
+            runs.run(3, tmp_path / "run")
+
+    runs.run(3, tmp_path / "run", callback=start_another)
+    assert runs.run(4, tmp_path / "run").state.round == 4  # it is free again
+    rounds = [json.loads(line)["round"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rounds == [1, 2, 3, 4]
+
+
+def test_clients_with_models_of_their_own_are_looked_for_by_ids_of_the_same_kind():
+    data = problems.ragged_clients()
+    numbered = ftx.data.FederatedDataset(data.columns, data.offsets, np.arange(6))
+    with pytest.raises(ValueError, match="expected the client_ids of 'test' to be strings as in train"):
+        runs.run(1, evaluate={"test": numbered})
+    plain = problems.experiment()  # clients keep nothing: any ids do
+    ftx.run(plain, 1, {"test": numbered}, execution=ftx.Execution(num_lanes=1), progress=False)
