@@ -107,7 +107,7 @@ TABLE = {
         {"make_algorithm": problems.make_fed_avg, "train": DATA, "cohorts": ftx.data.all_clients(), "local": EXPERIMENT.local},
         {
             "make_algorithm": [3],
-            "hyper": [3, {3: 1.0}, {"client_lr": "fast"}, {"client_lr": float("inf")}, {"client_lr": 3_000_000_000}, {"client_lr": 1e39}],
+            "hyper": [3, {3: 1.0}, *({"client_lr": value} for value in ("fast", float("inf"), 3_000_000_000, 1e39))],
             "train": [DATA.columns],
             "cohorts": [[0, 1]],
             "local": [8],
