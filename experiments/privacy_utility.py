@@ -20,7 +20,7 @@ Extrapolation: with the same noise on the mean, training is the same. With a mil
 (none twice in the run, for DP-FTRL), that noise is of a larger multiplier; its epsilon, at a delta smaller by as much as clients
 are more, is computed, not run. It assumes that clients are like these, and takes no credit for a mean over more of them.
 
-Command: python experiments/privacy_utility.py
+Command: pip install -e '.[privacy,studies]' && python experiments/privacy_utility.py
 Hardware, time and scores: see README.md. Score: loss in nats a character on the test text of all roles. It leaves runs and
 sweeps, which go on if they were stopped, scores.json and privacy_utility.png.
 """

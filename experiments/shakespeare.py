@@ -10,7 +10,7 @@ Method: in each round 16 roles, drawn in proportion to the length of their text,
 of their updates for a gradient and gives it to Adam with warm-up and decay (FedAdam, arXiv 2003.00295).
 
 Command: python experiments/shakespeare.py; with --compare-central also the comparison (experiments/central.py).
-Hardware, time and scores: see README.md. Score: loss in nats a character on the test text of all roles, and on unseen plays.
+Hardware, time and scores: see ../README.md. Score: loss in nats a character on the test text of all roles, and on unseen plays.
 
 It leaves in its run directory: config.json (give it back with --config), experiment.json, metrics.jsonl, timing.jsonl,
 curves.png, checkpoints/, summary.json, scores.json (all test and unseen clients) and sample.txt (generated text). Started again

@@ -10,7 +10,7 @@ no metrics:
 * as a Python script has it, a jitted step a batch;
 * in PyTorch, a step a batch, where PyTorch and a GPU for it are installed: a whole federated round, since PyTorch has no lanes.
 
-All run in turn, a round each (16 of work C's lanes, as one call); ratios are within a turn. A round is timed as a user's loop
+All run in turn, a round each (16 rounds of work C in one call); ratios are within a turn. A round is timed as a user's loop
 sees it, with the host's part. All numbers of lanes end at the same parameters, up to the precision of the products: by how much
 they differ is in the table, as a share of how far the round moved them. Work A is also trained with products in full float32 and
 with bfloat16.

@@ -8,7 +8,7 @@ process of its own. They wait for their turn, one round at a time, so that no tw
 same cohort in the same minute. At the end their parameters are compared.
 
 Command: python experiments/benchmarks/all_cores.py
-Time: about 4 minutes on 2 CPU cores. Score: the table it prints, also in the README.
+Time: about 2 minutes on 2 CPU cores. Score: the table it prints.
 """
 
 import dataclasses

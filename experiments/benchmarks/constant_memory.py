@@ -8,7 +8,7 @@ Side by side, the updates of 10,000 clients alone would be 4.0 GB.
 Each setting runs in a process of its own, in turn, for three rounds; the system says the process's peak. Linux only.
 
 Command: python experiments/benchmarks/constant_memory.py
-Time: about 5 minutes on 2 CPU cores. Score: the table it prints.
+Time: about 2 minutes on 2 CPU cores. Score: the table it prints.
 """
 
 import json

