@@ -41,7 +41,7 @@ def test_all_pieces_run_one_after_another(tmp_path, monkeypatch, capsys, uncheck
     monkeypatch.chdir(tmp_path)
     names = run(snippets())
     assert [line["round"] for line in names["result"].history] == list(range(1, 11))
-    assert "resuming after round 5" in capsys.readouterr().err
+    assert "resuming after round 5" in capsys.readouterr().out
     assert names["best"] == {"client_lr": 0.3}
     assert names["private_result"].ledger["epsilon"] <= 8 and names["private_result"].ledger["rounds"] < 100
     assert set(names["last"]) >= {"test/loss", "test/global_loss"}
