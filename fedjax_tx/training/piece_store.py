@@ -72,7 +72,7 @@ def _write(folder: Path, state: RoundState, notes: dict[str, Any]) -> None:
 
 
 def _read(folder: Path, facts: Mapping[str, Any], first: RoundState) -> tuple[RoundState, list[History]] | None:
-    """The last whole checkpoint of a piece; a folder that has none of it is named and deleted."""
+    """The last whole checkpoint of a piece; a folder that has none of it is named and moved aside."""
     if not (folder / "checkpoints").is_dir():
         return None
     try:
@@ -85,8 +85,11 @@ def _read(folder: Path, facts: Mapping[str, Any], first: RoundState) -> tuple[Ro
         state, notes = checkpoint.rebuild(first, saved)
         return state, notes["histories"]
     except ValueError as error:
-        shutil.rmtree(folder)
-        warnings.warn(
-            f"no checkpoint in {str(folder)!r} is of use ({error}); it was deleted, and its settings start anew", stacklevel=2
+        aside = folder.with_name(f"{folder.name}-damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        told = (
+            f"no checkpoint in {str(folder)!r} is of use ({error}); it was moved to {str(aside)!r}, and its settings begin anew"
         )
+        warnings.warn(told, stacklevel=2)
         return None
