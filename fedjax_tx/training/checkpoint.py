@@ -48,8 +48,8 @@ def last_round(directory: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def save(manager: ocp.CheckpointManager, state: RoundState, ledger: dict[str, int | float]) -> None:
-    """Writes the state after ``state.round`` rounds."""
+def save(manager: ocp.CheckpointManager, state: RoundState, ledger: dict[str, Any]) -> None:
+    """Writes the state after ``state.round`` rounds; what stands beside it (the costs) are plain values."""
     arrays = _arrays(state)
     notes: dict[str, Any] = {
         "seed": state.seed,
@@ -165,7 +165,7 @@ def _arrays(state: RoundState) -> dict[str, np.ndarray]:
     return arrays
 
 
-def rebuild(like: RoundState, saved: Saved) -> tuple[RoundState, dict[str, int | float]]:
+def rebuild(like: RoundState, saved: Saved) -> tuple[RoundState, dict[str, Any]]:
     """Returns the state of a checkpoint and the costs until then; ``like`` says the structure and the devices."""
     refuse_incomplete(like, saved)
     arrays, notes = saved
@@ -190,10 +190,8 @@ def _like(array: np.ndarray, leaf: Any) -> Any:
     """An array where ``leaf`` is: on its devices, or on the host; bound to them as it is, or the program would compile anew."""
     if not isinstance(leaf, jax.Array):
         return array[()]
-    new = jnp.asarray(array)
-    if _is_key(leaf):
-        new = jax.random.wrap_key_data(new, impl=jax.random.key_impl(leaf))
-    return put(new, leaf.sharding) if leaf.committed else new
+    new = put(array, leaf.sharding) if leaf.committed else jnp.asarray(array)
+    return jax.random.wrap_key_data(new, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else new
 
 
 def _is_key(leaf: Any) -> bool:

@@ -1,7 +1,7 @@
 """Pieces of a sweep: settings that run side by side, from their first round to their last."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,11 @@ from fedjax_tx.simulation.evaluate import EvaluationPlan
 from fedjax_tx.simulation.rounds import Plan, read_infos
 from fedjax_tx.simulation.settings import evaluate_settings, init_settings, run_settings, stack_settings
 from fedjax_tx.simulation.stacked import Settings
-from fedjax_tx.training import records
+from fedjax_tx.training.interrupt import delayed_interrupt
+from fedjax_tx.training.piece_store import PieceStore, open_piece, remove_pieces
 from fedjax_tx.training.progress import Reporter, make_reporter
 from fedjax_tx.training.run import SECONDS_A_CALL, round_record, summarise_sets, until_due
+from fedjax_tx.training.sweep_directory import History, append_done, cell_key
 from fedjax_tx.types import PyTree
 
 
@@ -59,35 +61,65 @@ def even_width(num_settings: int, at_once: int, num_devices: int) -> int:
     return -(-num_settings // (num_pieces * num_devices))
 
 
-def run_pieces(setup: Setup, pieces: list[Piece], done: dict, directory: Path | None, progress: bool) -> None:
-    """Runs the pieces that are not done yet, and adds their histories to ``done``."""
-    left = [piece for piece in pieces if not done.keys() >= set(piece.numbers)]
-    before = (len(pieces) - len(left)) * setup.rounds
+def run_pieces(setup: Setup, pieces: list[Piece], done: dict[str, History], directory: Path | None, progress: bool) -> None:
+    """Runs the pieces that are not done yet, and adds their histories to ``done``, by ``cell_key``."""
+    keys = [cell_key(cell) for cell in setup.cells]
+    left = [piece for piece in pieces if not done.keys() >= {keys[number] for number in piece.numbers}]
+    before, known = (len(pieces) - len(left)) * setup.rounds, sum(key in done for key in keys)
     reporter = make_reporter(len(pieces) * setup.rounds, before, progress)
     try:
-        if before:
-            reporter.say(f"going on after {len(done)} of {len(setup.cells)} settings")
-        for number, piece in enumerate(left):
-            shown = ", ".join(str(setup.cells[one]) for one in dict.fromkeys(piece.numbers))
-            reporter.say(f"settings side by side, medians below: {shown}")
-            histories = run_piece(setup, piece, reporter, before + number * setup.rounds)
-            new = {one: lines for one, lines in zip(piece.numbers, histories, strict=True) if one not in done}
-            done.update(new)
-            if directory is not None:
-                lines = [{"setting": one, **line} for one, lines in new.items() for line in lines]
-                records.append_lines(directory / "settings.jsonl", lines)
-                records.flush(directory / "settings.jsonl")
+        if known:
+            reporter.say(f"going on after {known} of {len(keys)} settings")
+        with delayed_interrupt(directory is not None) as interrupted:
+            for number, piece in enumerate(left):
+                shown = ", ".join(str(setup.cells[one]) for one in dict.fromkeys(piece.numbers))
+                reporter.say(f"settings side by side, medians below: {shown}")
+                store = open_piece(directory, _facts(setup, piece))
+                histories = run_piece(setup, piece, store, reporter, before + number * setup.rounds, interrupted)
+                if len(histories[0]) == setup.rounds:
+                    _keep(setup, piece, histories, done, directory)
+                    store.remove()
+                if interrupted():
+                    raise KeyboardInterrupt(_say_interrupted(reporter, len(histories[0]), directory))
+        if directory is not None:
+            remove_pieces(directory)
     finally:
         reporter.close()
 
 
-def run_piece(setup: Setup, piece: Piece, reporter: Reporter, rounds_before: int) -> list[list[dict[str, Any]]]:
-    """The histories of the settings of a piece."""
+def _facts(setup: Setup, piece: Piece) -> dict[str, Any]:
+    """What says which piece it is, whatever the grid."""
+    settings = [cell_key(setup.cells[number]) for number in piece.numbers]
+    return {"settings": settings, "seed": piece.seed, "devices": setup.mesh.size}
+
+
+def _keep(setup: Setup, piece: Piece, histories: list[History], done: dict[str, History], directory: Path | None) -> None:
+    """Adds the histories of a finished piece to those that are done, on the disk too."""
+    cells = [setup.cells[number] for number in piece.numbers]
+    finished = {cell_key(cell): (cell, history) for cell, history in zip(cells, histories, strict=True)}
+    new = {key: pair for key, pair in finished.items() if key not in done}
+    if directory is not None:
+        append_done(directory, list(new.values()))
+    done.update({key: history for key, (_, history) in new.items()})
+
+
+def _say_interrupted(reporter: Reporter, rounds: int, directory: Path | None) -> str:
+    where = f"all is saved in {str(directory)!r}: the same call goes on from there"
+    text = f"interrupted after round {rounds} of these settings; {where}"
+    reporter.say(text)
+    return text
+
+
+def run_piece(
+    setup: Setup, piece: Piece, store: PieceStore, reporter: Reporter, rounds_before: int, interrupted: Callable[[], bool]
+) -> list[History]:
+    """The histories of the settings of a piece; those until now, if it was interrupted."""
     round_fn, settings = setup.round_fn, piece_settings(setup, piece)
-    state = first_state(setup, piece)
-    histories: list[list[dict[str, Any]]] = [[] for _ in piece.numbers]
+    state, histories = store.find(first_state(setup, piece))
+    if state.round:
+        reporter.say(f"going on after their round {state.round}")
     pace = 1
-    while state.round < setup.rounds:
+    while state.round < setup.rounds and not interrupted():
         count = min(pace, round_fn.rounds_per_call, until_due(state.round, setup.rounds, setup.evaluate_every))
         began = time.perf_counter()
         state, infos = _run_rounds(setup, settings, state, count, len(piece.numbers))
@@ -102,6 +134,10 @@ def run_piece(setup: Setup, piece: Piece, reporter: Reporter, rounds_before: int
         last = [history[-1] for history in histories]
         medians = {name: float(np.median([line[name] for line in last])) for name in last[0] if "/" in name}
         reporter.update({"round": rounds_before + state.round, **medians}, examples / seconds)
+        if state.round < setup.rounds:
+            store.save(state, histories)
+    if state.round < setup.rounds:
+        store.save(state, histories, now=True)
     return histories
 
 

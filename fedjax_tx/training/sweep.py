@@ -24,7 +24,7 @@ from fedjax_tx.simulation.round import resolve
 from fedjax_tx.simulation.rounds import build_round
 from fedjax_tx.training.pieces import Piece, Setup, run_pieces, split_group
 from fedjax_tx.training.run import check_run
-from fedjax_tx.training.sweep_directory import describe_sweep, save_sweep, saved_choices
+from fedjax_tx.training.sweep_directory import Found, cell_key, describe_sweep, open_sweep, save_sweep, with_choices
 from fedjax_tx.training.width import choose_width
 from fedjax_tx.types import Execution, PyTree
 
@@ -92,13 +92,20 @@ def sweep(
       grid: ``{name: values}``; names are those of ``experiment.hyper``, and ``"seed"``.
       evaluate, init_params, evaluate_every, progress: as for ``ftx.run``. execution: how each run goes, as there; but each device
         of the mesh runs settings of its own, with all their lanes. ``num_lanes="auto"`` is measured at the sweep's width.
-      run_dir: where to leave the histories of settings, piece by piece; a sweep found there goes on after its last piece.
+      run_dir: where to leave the histories of settings that are done, and checkpoints of those under way (30 seconds apart, or
+        more where writing one takes long); a sweep found there goes on. With other values in the grid, or in another order, it
+        runs the settings that it hasn't done yet; those under way begin anew, unless they still run side by side.
       settings_at_once: settings side by side on each device; by default as many as the memory analysis of the program allows, or
         one after another where a short timed probe finds that faster (a large model on a CPU falls out of its caches).
       vary_cohort: whether a seed of the grid names cohorts and data orders too, as in a single run. If not, all settings have
         those of the experiment's own seed, and all seeds run side by side; parameters, noise and dropout differ still.
 
-    Errors: ``ValueError`` if ``run_dir`` holds another sweep, naming what differs; for cohorts that depend on clients' metrics.
+    With a ``run_dir``, Ctrl-C ends the sweep after the rounds under way with a checkpoint, and raises ``KeyboardInterrupt``; a
+    second one ends it at once. However a sweep ended, the same call goes on from the last checkpoint, bit for bit. A damaged
+    checkpoint is told by a warning: the one before is used, or the settings under way begin anew.
+
+    Errors: ``ValueError`` if ``run_dir`` holds another sweep, or a grid of other names, naming what differs; for cohorts that
+    depend on clients' metrics. ``OSError`` if it can't be written.
 
     Example:
       >>> import fedjax_tx as ftx, optax
@@ -122,24 +129,26 @@ def sweep(
     _refuse(experiment, execution)
     for cell in cells:
         resolve(experiment.make_algorithm, _hyper_of(experiment, cell))
-    groups = _groups(experiment, cells, vary_cohort)
-    mesh = _settings_mesh(execution, max(len(group.numbers) for group in groups))
     first = _single(experiment, cells[0], vary_cohort)
-    columns = place(dict(experiment.train.columns), mesh)
-    began = build_round(first, columns, 1, Execution()).init(init_params=init_params)
-    directory = None if run_dir is None else Path(run_dir)
-    description: dict[str, Any] = {}
+    began = build_round(first, {}, 1, Execution()).init(0, init_params)  # of one seed, whatever those of the grid are
+    found, directory = Found({}, [*range(len(cells))], {}), None if run_dir is None else Path(run_dir)
     if directory is not None:
         description = describe_sweep(first, began, evaluate, evaluate_every, grid, rounds, vary_cohort)
-        execution, settings_at_once = saved_choices(directory, description, execution, settings_at_once)
-    evaluations = {name: _plan_evaluation(first, data, mesh) for name, data in evaluate.items()}
-    round_fn = build_round(first, columns, 1, execution)
-    setup = Setup(experiment, cells, rounds, evaluate_every, init_params, round_fn, evaluations, vary_cohort, mesh)
-    setup, settings_at_once = choose_width(setup, groups[0], execution, settings_at_once)
-    done = {} if directory is None else save_sweep(directory, description, setup, settings_at_once)
-    pieces = [piece for group in groups for piece in split_group(group, settings_at_once, mesh.size)]
-    run_pieces(setup, pieces, done, directory, progress)
-    return SweepResult(cells, [done[number] for number in range(len(cells))])
+        found = open_sweep(directory, description, cells, rounds)
+    if found.left:
+        execution, settings_at_once = with_choices(found, execution, settings_at_once)
+        groups = _groups(experiment, cells, found.left, vary_cohort)
+        widest = max(groups, key=lambda group: len(group.numbers))
+        mesh = _settings_mesh(execution, len(widest.numbers))
+        round_fn = build_round(first, place(dict(experiment.train.columns), mesh), 1, execution)
+        evaluations = {name: _plan_evaluation(first, data, mesh) for name, data in evaluate.items()}
+        setup = Setup(experiment, cells, rounds, evaluate_every, init_params, round_fn, evaluations, vary_cohort, mesh)
+        setup, settings_at_once = choose_width(setup, widest, execution, settings_at_once)
+        if directory is not None:
+            save_sweep(directory, description, cells, found.left, setup.round_fn, settings_at_once)
+        pieces = [piece for group in groups for piece in split_group(group, settings_at_once, mesh.size)]
+        run_pieces(setup, pieces, found.done, directory, progress)
+    return SweepResult(cells, [found.done[cell_key(cell)] for cell in cells])
 
 
 def _settings_mesh(execution: Execution, num_settings: int) -> Mesh:
@@ -209,9 +218,9 @@ def _single(experiment: Experiment, cell: Mapping[str, Any], vary_cohort: bool) 
     return dataclasses.replace(experiment, hyper=_hyper_of(experiment, cell), seed=seed)
 
 
-def _groups(experiment: Experiment, cells: Sequence[Mapping[str, Any]], vary_cohort: bool) -> list[Piece]:
-    """Settings that share cohorts and data orders."""
+def _groups(experiment: Experiment, cells: Sequence[Mapping[str, Any]], left: Sequence[int], vary_cohort: bool) -> list[Piece]:
+    """The settings that are left, in groups that share cohorts and data orders."""
     by_seed: dict[int, list[int]] = {}
-    for number, cell in enumerate(cells):
-        by_seed.setdefault(_single(experiment, cell, vary_cohort).seed, []).append(number)
+    for number in left:
+        by_seed.setdefault(_single(experiment, cells[number], vary_cohort).seed, []).append(number)
     return [Piece(numbers, seed) for seed, numbers in by_seed.items()]

@@ -1,52 +1,99 @@
-"""The directory of a sweep: what it is (``sweep.json``), and the histories of the settings that are done (``settings.jsonl``)."""
+"""The directory of a sweep.
+
+``sweep.json`` what is swept, its grid, and what was chosen for that on this machine; ``settings.jsonl`` the histories of the
+settings that are done, each line with its setting's values, so that another grid finds them; ``pieces/`` how far the piece
+under way is (``piece_store.py``).
+"""
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from fedjax_tx.simulation.rounds import RoundFunction, hyper_arrays
 from fedjax_tx.training import records
-from fedjax_tx.training.pieces import Setup
 from fedjax_tx.types import Execution
+
+History = list[dict[str, Any]]
+
+
+class Found(NamedTuple):
+    """Where a sweep begins or goes on.
+
+    done: the histories of finished settings, by ``cell_key``; those of other grids are among them. left: the numbers of the
+    settings that were not done when this grid was begun; they are dealt out in the same pieces however often the sweep goes on.
+    choices: what was chosen for this grid on this machine.
+    """
+
+    done: dict[str, History]
+    left: list[int]
+    choices: dict[str, Any]
+
+
+def cell_key(cell: Mapping[str, Any]) -> str:
+    """Returns the values of a cell as they are computed with, as a text that names its history in whatever grid it stands.
+
+    Example:
+      >>> cell_key({"seed": 0, "client_lr": 0.1}) == cell_key({"client_lr": 0.1 + 1e-12, "seed": 0})
+      True
+    """
+    hyper = hyper_arrays({name: value for name, value in cell.items() if name != "seed"})
+    seed = {"seed": cell["seed"]} if "seed" in cell else {}
+    return json.dumps({**{name: value.item() for name, value in hyper.items()}, **seed}, sort_keys=True)
 
 
 def describe_sweep(first, first_state, evaluate, evaluate_every, grid, rounds, vary_cohort) -> dict[str, Any]:
-    """What decides the records of a sweep; what the grid varies is told by the grid alone."""
+    """What decides the history of a setting, but for the setting's own values; ``first`` is the experiment of any of them."""
     described = records.describe(first, first_state, evaluate, evaluate_every, {})
     swept = {f"hyper.{name}" for name in grid} | ({"seed"} if "seed" in grid and vary_cohort else set())
     told = {name: value for name, value in described.items() if name not in swept}
-    values = {f"grid.{name}": np.asarray(given).tolist() for name, given in grid.items()}
-    return json.loads(json.dumps({**told, **values, "rounds": rounds, "vary_cohort": vary_cohort}))
+    return json.loads(json.dumps({**told, "grid": sorted(grid), "rounds": rounds, "vary_cohort": vary_cohort}))
 
 
-def saved_choices(directory: Path, description, execution: Execution, settings_at_once) -> tuple[Execution, Any]:
-    """What was chosen for this machine before, in place of ``"auto"``; makes the directory if there is none."""
+def open_sweep(directory: Path, description: dict[str, Any], cells: Sequence[dict[str, Any]], rounds: int) -> Found:
+    """Reads what a directory holds of a sweep; makes the directory if there is none.
+
+    Errors: ``ValueError`` if it holds another sweep, or one of other names.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     saved = records.read_json(directory / "sweep.json")
-    if saved is None:
-        return execution, settings_at_once
-    records.refuse_other(directory, saved["sweep"], description)
-    chosen = saved["execution"]
-    auto = {name: chosen[name] for name in ("num_lanes", "rounds_per_call") if getattr(execution, name) == "auto"}
-    return dataclasses.replace(execution, **auto), chosen["settings_at_once"] if settings_at_once == "auto" else settings_at_once
+    if saved is not None:
+        records.refuse_other(directory, saved["sweep"], description)
+    done = read_done(directory, rounds)
+    undone = {number for number, cell in enumerate(cells) if cell_key(cell) not in done}
+    if saved is None or saved["settings"] != cells:
+        return Found(done, sorted(undone), {})
+    return Found(done, sorted(undone | {*saved["left"]}), saved["execution"])
 
 
-def save_sweep(directory: Path, description: dict[str, Any], setup: Setup, settings_at_once: int) -> dict[int, list]:
-    """Writes down what the sweep is and what was chosen for it; gives the histories of the settings that are done."""
-    choices = {"num_lanes": setup.round_fn.num_lanes, "rounds_per_call": setup.round_fn.rounds_per_call}
-    saved = {"sweep": description, "settings": setup.cells, "execution": {**choices, "settings_at_once": settings_at_once}}
-    records.write_json(directory / "sweep.json", saved)
-    return read_done(directory, setup.rounds)
+def with_choices(found: Found, execution: Execution, settings_at_once) -> tuple[Execution, Any]:
+    """The execution and the settings at once with what was chosen before in place of ``"auto"``."""
+    names = [name for name in ("num_lanes", "rounds_per_call") if name in found.choices and getattr(execution, name) == "auto"]
+    at_once = found.choices.get("settings_at_once", "auto") if settings_at_once == "auto" else settings_at_once
+    return dataclasses.replace(execution, **{name: found.choices[name] for name in names}), at_once
 
 
-def read_done(directory: Path, rounds: int) -> dict[int, list[dict[str, Any]]]:
+def save_sweep(directory: Path, description, cells, left: list[int], round_fn: RoundFunction, settings_at_once: int) -> None:
+    """Writes down what is swept, which settings were left, and what was chosen for them."""
+    choices = {"num_lanes": round_fn.num_lanes, "rounds_per_call": round_fn.rounds_per_call, "settings_at_once": settings_at_once}
+    records.write_json(directory / "sweep.json", {"sweep": description, "settings": cells, "left": left, "execution": choices})
+
+
+def read_done(directory: Path, rounds: int) -> dict[str, History]:
     """The histories of the settings that are finished; lines of one that a kill cut short are deleted."""
-    histories: dict[int, list[dict[str, Any]]] = {}
-    for line in records.read_lines(directory / "settings.jsonl"):
-        histories.setdefault(line.pop("setting"), []).append(line)
-    done = {number: lines for number, lines in histories.items() if len(lines) == rounds}
-    kept = [{"setting": number, **line} for number, lines in done.items() for line in lines]
-    records.rewrite_lines(directory / "settings.jsonl", kept)
+    lines = records.read_lines(directory / "settings.jsonl")
+    keys = [cell_key(line["setting"]) for line in lines]
+    histories: dict[str, History] = {}
+    for key, line in zip(keys, lines, strict=True):
+        histories.setdefault(key, []).append({name: value for name, value in line.items() if name != "setting"})
+    done = {key: history for key, history in histories.items() if len(history) == rounds}
+    records.rewrite_lines(directory / "settings.jsonl", [line for key, line in zip(keys, lines, strict=True) if key in done])
     return done
+
+
+def append_done(directory: Path, finished: Sequence[tuple[dict[str, Any], History]]) -> None:
+    """Writes finished settings, each with its history, and waits until they are on the disk."""
+    lines = [{"setting": cell, **line} for cell, history in finished for line in history]
+    records.append_lines(directory / "settings.jsonl", lines)
+    records.flush(directory / "settings.jsonl")

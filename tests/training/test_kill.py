@@ -1,4 +1,4 @@
-"""Killed ten times, at random moments and in the midst of writing a checkpoint, a run ends as if nothing had happened."""
+"""Killed ten times, at random moments and in the midst of writing a checkpoint, a run or a sweep goes on to the same end."""
 
 import os
 import random
@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import killed_run
@@ -34,7 +36,11 @@ def environment(tmp_path_factory):
 
 
 def start(name: str, directory: Path, environment) -> subprocess.Popen:
-    command = [sys.executable, str(HERE / "killed_run.py"), name, str(directory), str(ROUNDS)]
+    return start_script("killed_run.py", [name, str(directory), str(ROUNDS)], environment)
+
+
+def start_script(script: str, arguments: list[str], environment) -> subprocess.Popen:
+    command = [sys.executable, str(HERE / script), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -55,25 +61,34 @@ def wait(process: subprocess.Popen, seen) -> bool:
 
 
 def entries(folder: Path) -> set[str]:
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
 
 
-def kill(process: subprocess.Popen, directory: Path, generator: random.Random, in_writing: bool) -> bool:
+def checkpoints_of_pieces(directory: Path) -> set[str]:
+    return {
+        f"{piece}/{name}"
+        for piece in entries(directory / "pieces")
+        for name in entries(directory / "pieces" / piece / "checkpoints")
+    }
+
+
+def kill(process: subprocess.Popen, checkpoints: Callable[[], set[str]], generator: random.Random, in_writing: bool) -> bool:
     """Kills a run after some rounds; returns whether a checkpoint was being written (True or False), asserts that it lived."""
-    checkpoints, records = directory / "checkpoints", directory / "metrics.jsonl"
-    before = entries(checkpoints)
-    assert wait(process, lambda: entries(checkpoints) - before), process.stderr.read()
+    before = checkpoints()
+    assert wait(process, lambda: checkpoints() - before), process.stderr.read()
     time.sleep(generator.uniform(0, 0.15))
     if in_writing:
-        seen = wait(process, lambda: any(name.endswith("-tmp") for name in entries(checkpoints)))
+        seen = wait(process, lambda: any(name.endswith("-tmp") for name in checkpoints()))
         assert seen, "the run ended too early"
         time.sleep(generator.uniform(0, 0.03))
     assert process.poll() is None, "the run ended too early"
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert records.exists()
-    return any(name.endswith("-tmp") for name in entries(checkpoints))
+    return any(name.endswith("-tmp") for name in checkpoints())
 
 
 def assert_same_files(left: Path, right: Path) -> None:
@@ -95,12 +110,32 @@ def test_a_run_killed_ten_times_is_the_run_that_was_not(name, environment, tmp_p
     half_written = []
     for number in range(KILLS):
         process = start(name, tmp_path / "killed", environment)
-        half_written.append(kill(process, tmp_path / "killed", generator, in_writing=number % 2 == 0))
+        checkpoints = partial(entries, tmp_path / "killed" / "checkpoints")
+        half_written.append(kill(process, checkpoints, generator, in_writing=number % 2 == 0))
+        assert (tmp_path / "killed" / "metrics.jsonl").exists()
     finish(start(name, tmp_path / "killed", environment))
     finish(undisturbed)
     print(f"{name}: {sum(half_written)} of {KILLS} kills left a checkpoint half written")
     assert sum(half_written) >= 2  # the moment was hit
     assert_same_files(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_ten_times_is_the_sweep_that_was_not(environment, tmp_path):
+    generator = random.Random("sweep")
+    undisturbed = start_script("killed_sweep.py", [str(tmp_path / "whole")], environment)
+    killed = tmp_path / "killed"
+    half_written = []
+    for number in range(KILLS):
+        process = start_script("killed_sweep.py", [str(killed)], environment)
+        half_written.append(kill(process, partial(checkpoints_of_pieces, killed), generator, in_writing=number % 2 == 0))
+    finish(start_script("killed_sweep.py", [str(killed)], environment))
+    finish(undisturbed)
+    print(f"sweep: {sum(half_written)} of {KILLS} kills left a checkpoint half written")
+    assert sum(half_written) >= 2  # the moment was hit
+    for file in ("settings.jsonl", "sweep.json", "final.json"):
+        assert (killed / file).read_text() == (tmp_path / "whole" / file).read_text(), file
+    assert not (killed / "pieces").exists()
 
 
 @pytest.mark.slow

@@ -404,8 +404,8 @@ def test_a_setting_whose_lines_were_cut_short_runs_again_and_only_that(swept, tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grid": {"client_lr": [0.05]}}, r"grid.client_lr is \[0.05, 0.2\] there and \[0.05\] here"),
-        ({"grid": {"client_lr": [0.05, 0.2], "seed": [1, 2]}}, r"grid.seed is None there and \[1, 2\] here"),
+        ({"grid": {"seed": [1, 2]}}, r"grid is \['client_lr'\] there and \['seed'\] here"),
+        ({"grid": {"client_lr": [0.05, 0.2], "seed": [1, 2]}}, r"grid is .* and \['client_lr', 'seed'\] here"),
         ({"rounds": 4}, "rounds is 3 there and 4 here"),
         ({"vary_cohort": False}, "vary_cohort is True there and False here"),
         ({"evaluate": {"test": TEST}}, "evaluate.test.checksum is None there"),
