@@ -20,6 +20,7 @@ from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment
 from fedjax_tx.simulation.evaluate import EvaluationPlan, plan_evaluation
 from fedjax_tx.simulation.mesh import place, resolve_mesh
+from fedjax_tx.simulation.messages import refuse_settings
 from fedjax_tx.simulation.round import resolve
 from fedjax_tx.simulation.rounds import build_round
 from fedjax_tx.training.pieces import Piece, Setup, run_pieces, split_group
@@ -126,7 +127,9 @@ def sweep(
     mesh = _settings_mesh(execution, max(len(group.numbers) for group in groups))
     first = _single(experiment, cells[0], vary_cohort)
     columns = place(dict(experiment.train.columns), mesh)
-    began = build_round(first, columns, 1, Execution()).init(init_params=init_params)
+    maker = build_round(first, columns, 1, Execution())
+    refuse_settings(experiment, maker.shapes(), [_hyper_of(experiment, cell) for cell in cells])
+    began = maker.init(init_params=init_params)
     directory = None if run_dir is None else Path(run_dir)
     description: dict[str, Any] = {}
     if directory is not None:
