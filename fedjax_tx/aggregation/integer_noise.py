@@ -41,7 +41,7 @@ def discrete_gaussian_mean(noise_multiplier: float | Array, num_clients: int, re
         noise is less than planned, as the info ``noise_share`` (clients that came over m) says.
       resolution: r > 0, the unit of the integers.
 
-    Errors: ``ValueError``, when a chain is built, if nothing before it bounds the norm; when it is first used, or an experiment is
+    Errors: ``ValueError``, when a chain is built, if nothing before it bounds the norm; when it is first used, or an experiment
     made ready, if sums could wrap around. Where that is first seen in a round (a norm that is learned), the mean is NaN.
 
     Example:

@@ -1,4 +1,4 @@
-"""Hyperparameters that an aggregator can't work with are refused wherever an experiment is made ready, before anything compiles."""
+"""Hyperparameters that an aggregator can't work with are refused wherever an experiment is made ready."""
 
 import jax
 import optax
