@@ -88,9 +88,9 @@ def spending(
     noise = aggregators[0].noise_multiplier
     if noise is None:
         expected = (
-            "to have noise on its result, such as chain(clip_norm(1.0), fixed_mean(100), gaussian_noise(1.0)), and no clients who "
-            "collude: what they send depends on the updates of the honest, so that one client moves more than noise is scaled to "
-            "(noise of the clients' own is accounted for by epsilon_of_messages, epsilon_of_skellam and their like)"
+            "to have noise on its result, such as chain(clip_norm(1.0), fixed_mean(100), gaussian_noise(1.0)), and no clients "
+            "who collude: what they send depends on the updates of the honest, so one client moves more than noise is scaled "
+            "to (noise of the clients' own is accounted for by epsilon_of_messages, epsilon_of_skellam and their like)"
         )
         check.fail_value("aggregators[0] of a private run", expected, aggregators[0].name)
     noise = float(noise)
