@@ -271,6 +271,13 @@ TABLE = {
         {"target_epsilon": 1.0, "sampling_rate": 0.1, "rounds": 2, "delta": 1e-5},
         {"target_epsilon": [*rate, 0], **spending, "population": [*count, 9], "max_clients": [*count, 9]},
     ),
+    ftx.privacy.calibrate_noise_of_fixed_cohorts: (
+        {"target_epsilon": 1.0, "clients_per_round": 2, "population": 10, "rounds": 2, "delta": 1e-5},
+        {
+            **{"target_epsilon": [*rate, 0], "clients_per_round": count, "population": [*count, 1]},
+            **{"rounds": count, "delta": spending["delta"]},
+        },
+    ),
     ftx.devices.use_compilation_cache: ({}, {"directory": [3]}),
     ftx.data.async_cohorts: (
         {"durations": [1.0, 2.0], "concurrency": 2, "buffer_size": 1, "max_staleness": 3},
