@@ -215,7 +215,7 @@ class Aggregator(NamedTuple):
     can't stand behind a stage that packs it into a message of another form (one with a ``receive``).
     ``calibrate(bound) -> Aggregator``, where given, makes the stage from the bound at its place, as noise needs it.
     ``change_rows(rows, key) -> (rows, info)``, where given, changes the rows of all clients before what stands behind the stage,
-    which then happens at the server; the rows' number and order stay.
+    which then happens at the server; the rows' number and order stay. Noise can't stand there.
     ``noise_multiplier``: of Gaussian noise that what leaves this stage has, its standard deviation over the bound at its place;
     None: it has none. ``factorization``: by which that noise is correlated over rounds; the bound is then that of all rounds
     together. None: it is new in each.

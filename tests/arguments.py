@@ -206,15 +206,15 @@ TABLE = {
             "canary": [{}, {"w": jnp.zeros(2, int)}, {"w": jnp.zeros(2)}],
             "delta": [*rate, 1.0],
             "clients": count,
-            "trials": ["4", 3],
+            "trials": ["8", 7],
             "confidence": [*rate, 1.0],
             **seed,
         },
     ),
     ftx.privacy.epsilon_lower_bound: (
-        {"scores_in": [1.0, 2.0], "scores_out": [0.0, 0.0], "delta": 1e-5},
+        {"scores_in": [1.0, 2.0, 1.0, 2.0], "scores_out": [0.0] * 4, "delta": 1e-5},
         {
-            **dict.fromkeys(["scores_in", "scores_out"], [["high", "low"], [1.0], [1.0, np.inf]]),
+            **dict.fromkeys(["scores_in", "scores_out"], [["high", "low"], [1.0] * 3, [1.0, np.inf, 1.0, 1.0]]),
             "delta": [*rate, 1.0],
             "method": [3, "gdp"],
             "confidence": [*rate, 1.0],
@@ -270,6 +270,13 @@ TABLE = {
     ftx.privacy.calibrate_noise: (
         {"target_epsilon": 1.0, "sampling_rate": 0.1, "rounds": 2, "delta": 1e-5},
         {"target_epsilon": [*rate, 0], **spending, "population": [*count, 9], "max_clients": [*count, 9]},
+    ),
+    ftx.privacy.calibrate_noise_of_fixed_cohorts: (
+        {"target_epsilon": 1.0, "clients_per_round": 2, "population": 10, "rounds": 2, "delta": 1e-5},
+        {
+            **{"target_epsilon": [*rate, 0], "clients_per_round": count, "population": [*count, 1]},
+            **{"rounds": count, "delta": spending["delta"]},
+        },
     ),
     ftx.devices.use_compilation_cache: ({}, {"directory": [3]}),
     ftx.data.async_cohorts: (
@@ -830,7 +837,10 @@ TABLE = {
     ftx.aggregation.trimmed_mean: ({"fraction": 0.1}, {"fraction": ["half", -0.1, 0.5]}),
     ftx.aggregation.zero_norm: ({"max_norm": 1.0}, {"max_norm": rate}),
     ftx.attacks.alie: ({"algorithm": HONEST, "attackers": [0]}, {**attacked, "deviations": rate}),
-    ftx.attacks.canaries: ({"algorithm": HONEST, "attackers": [0], "norm": 1.0}, {**attacked, "norm": rate, **seed}),
+    ftx.attacks.canaries: (
+        {"algorithm": HONEST, "attackers": [0], "norm": 1.0},
+        {**attacked, "norm": rate, "weight": rate, **seed},
+    ),
     ftx.attacks.canary_direction: ({"like": UPDATES, "client": 0}, {"like": [{}], "client": ["0", -1], **seed}),
     ftx.attacks.gaussian: ({"algorithm": HONEST, "attackers": [0], "stddev": 1.0}, {**attacked, "stddev": rate}),
     ftx.attacks.inner_product: ({"algorithm": HONEST, "attackers": [0], "scale": 1.0}, {**attacked, "scale": rate}),

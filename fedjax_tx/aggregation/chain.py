@@ -7,8 +7,8 @@ rows, such as nearest-neighbour mixing, everything happens at the server, row by
 
 What can't work is refused when the chain is built, by the stages' names: no reduction, or two; a stage that must see each message
 beside one that lets the server see only sums; one that reads the update behind one that packed it; noise where one client's
-influence has no bound; clipping behind the reduction, where it would clip nothing, and noise in front of it, which would be
-scaled for a summand and added to a mean.
+influence has no bound, as behind rows that are mixtures of several clients', however short each is clipped; clipping behind the
+reduction, where it would clip nothing, and noise in front of it, which would be scaled for a summand and added to a mean.
 """
 
 from collections.abc import Callable
@@ -186,8 +186,18 @@ def _join_behind_rows(stages: tuple[Aggregator, ...]) -> tuple[Aggregator, ...]:
             rest = chain(*behind)
             if rest.sums_only:
                 raise ValueError(f"expected each client's message for {stage.name}, but {rest.name} shows the server only sums")
+            _refuse_noise_behind_rows(stage, behind, rest)
             return (*before, behind_rows(stage.change_rows, rest, f"{stage.name}, {', '.join(one.name for one in behind)}"))
     return stages
+
+
+def _refuse_noise_behind_rows(stage: Aggregator, behind: tuple[Aggregator, ...], rest: Aggregator) -> None:
+    """Refuses noise scaled to the bound on one row where a client is in several rows, and moves others in and out of them."""
+    if rest.noise_multiplier is not None or any(one.calibrate is not None for one in behind):
+        raise ValueError(
+            f"expected no noise behind {stage.name}, which lets one client change the rows of others: "
+            f"what it changes in all has no bound that noise could be scaled to, got {rest.name}"
+        )
 
 
 def _find_reduction(stages: tuple[Aggregator, ...]) -> int:

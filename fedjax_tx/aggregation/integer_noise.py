@@ -41,7 +41,8 @@ def discrete_gaussian_mean(noise_multiplier: float | Array, num_clients: int, re
         noise is less than planned, as the info ``noise_share`` (clients that came over m) says.
       resolution: r > 0, the unit of the integers.
 
-    Errors: ``ValueError``, when a chain is built or first used, if nothing before it bounds the norm, or sums could wrap around.
+    Errors: ``ValueError``, when a chain is built, if nothing before it bounds the norm; when it is first used, or an experiment
+    made ready, if sums could wrap around. Where that is first seen in a round (a norm that is learned), the mean is NaN.
 
     Example:
       >>> import fedjax_tx as ftx
@@ -126,17 +127,18 @@ def _noisy_mean(
     given = {"reduce": Linear(), "sums_only": True, "max_clients": num_clients}
 
     def calibrate(bound: float | Array) -> Aggregator:
-        def deviation(update: PyTree) -> tuple[float | Array, float | Array]:
-            """D, and the standard deviation of the sum's noise, in units of the resolution."""
+        def deviation(update: PyTree) -> tuple[float | Array, float | Array, bool | Array]:
+            """D, the standard deviation of the sum's noise, in units of the resolution, and whether there is room for both."""
             norm = rounded_norm(bound / resolution, sum(leaf.size for leaf in jax.tree.leaves(update)))
-            _check_room(name, norm, noise_multiplier * norm, num_clients, most_variance)
-            return norm, noise_multiplier * norm
+            stddev = noise_multiplier * norm
+            return norm, stddev, _check_room(name, norm, stddev, num_clients, most_variance)
 
         def encode(update, weight, shared, client_state, client_key, round_key):
             leaves, structure = jax.tree.flatten(update)
-            norm, stddev = deviation(update)
-            own = jnp.asarray(stddev / num_clients**0.5, jnp.float32)
-            units = [leaf.astype(jnp.float32) / resolution for leaf in leaves]
+            norm, stddev, fits = deviation(update)
+            # Without room zeros are sent, since no sampler draws such noise; the server then makes no numbers of the sum.
+            own = jnp.where(fits, jnp.asarray(stddev / num_clients**0.5, jnp.float32), 0)
+            units = [jnp.where(fits, leaf.astype(jnp.float32) / resolution, 0) for leaf in leaves]
             rounded = _round_within(prng.fold(client_key, "round"), units, norm)
             message = [
                 (leaf.astype(jnp.int32) + draw(prng.fold(client_key, "noise", number), own, leaf.shape)).astype(jnp.uint32)
@@ -146,10 +148,10 @@ def _noisy_mean(
 
         def decode(reduced, totals, state, key):
             share = jnp.asarray(totals.clients, jnp.float32) / num_clients
-            unit = resolution / num_clients
-            stddev = deviation(reduced)[1] * jnp.sqrt(share) * unit
+            _, stddev, fits = deviation(reduced)
+            unit = jnp.where(fits, resolution / num_clients, jnp.nan)
             mean = jax.tree.map(lambda leaf: leaf.astype(jnp.int32).astype(jnp.float32) * unit, reduced)
-            return mean, state, {"noise_stddev": stddev, "noise_share": share}
+            return mean, state, {"noise_stddev": stddev * jnp.sqrt(share) * unit, "noise_share": share}
 
         return stage(name, encode=encode, decode=decode, **given)
 
@@ -177,12 +179,15 @@ def _round_within(key: Key[Array, ""], numbers: list[Array], bound: float | Arra
     return [jnp.where(too_long(tried), jnp.trunc(leaf), one) for leaf, one in zip(numbers, tried, strict=True)]
 
 
-def _check_room(name: str, norm, stddev, num_clients: int, most_variance: float) -> None:
-    """Refuses what an int32 or a float32 can't hold, where the numbers are known: sums may reach 20 standard deviations."""
-    if isinstance(norm, jax.core.Tracer) or isinstance(stddev, jax.core.Tracer):
-        return
-    if norm > 2**22 or num_clients * norm + 20 * stddev >= 2**31:
+def _check_room(name: str, norm, stddev, num_clients: int, most_variance: float) -> bool | Array:
+    """Whether an int32 and a float32 hold it all: sums may reach 20 standard deviations. Refused where the numbers are known."""
+    fits = (norm <= 2.0**22) & (num_clients * norm + 20 * stddev < 2.0**31)
+    quiet = stddev**2 / num_clients <= most_variance
+    if isinstance(fits & quiet, jax.core.Tracer):
+        return fits & quiet
+    if not fits:
         check.fail_value(f"the resolution of {name}", "to be coarser, lest a sum reach 2^31 or a coordinate 2^22", float(norm))
-    if stddev**2 / num_clients > most_variance:
+    if not quiet:
         expected = f"to be coarser, for a client's noise of variance <= {most_variance:g}; discrete_gaussian_mean has no limit"
         check.fail_value(f"the resolution of {name}", expected, float(stddev**2 / num_clients))
+    return True

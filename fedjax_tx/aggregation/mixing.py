@@ -15,12 +15,14 @@ def nearest_neighbor_mixing(num_byzantine: int) -> Aggregator:
     that a robust rule behind it errs less: ``chain(nearest_neighbor_mixing(f), trimmed_mean(0.2))``. A good client's mixture is
     of good updates, or of bad ones no further away from it than a good one is. All clients count alike.
 
+    No noise can stand behind it: one client is in the mixtures of others, and clipping those bounds one mixture, not all of them.
+
     The theorem asks for n > 2f; info holds ``mixing_too_few``, True in a round with fewer.
 
     Args:
       num_byzantine: f >= 0, how many clients may be bad.
 
-    Errors: ``ValueError`` if a round can never have more than 2f clients.
+    Errors: ``ValueError`` if a round can never have more than 2f clients; by ``chain``, with noise behind it.
 
     Example:
       >>> import fedjax_tx as ftx

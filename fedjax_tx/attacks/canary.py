@@ -9,7 +9,9 @@ from fedjax_tx.attacks.wrapping import Attackers, attackers_of, in_every_pass, m
 from fedjax_tx.types import FederatedAlgorithm, Pass, PyTree
 
 
-def canaries(algorithm: FederatedAlgorithm, attackers: Attackers, norm: float | Array, *, seed: int = 0) -> FederatedAlgorithm:
+def canaries(
+    algorithm: FederatedAlgorithm, attackers: Attackers, norm: float | Array, *, weight: float | None = None, seed: int = 0
+) -> FederatedAlgorithm:
     """Attackers send, in every round, the same random direction of their own (arXiv 2302.03098).
 
     In many dimensions any two of these directions are nearly orthogonal, and each to honest updates too: what is left of one of
@@ -18,6 +20,7 @@ def canaries(algorithm: FederatedAlgorithm, attackers: Attackers, norm: float | 
     Args:
       algorithm: any. attackers: indices of clients in the training data, >= 0.
       norm: > 0, the L2 norm of what they send as the update's part ``delta``; not below that to which updates are clipped.
+      weight: > 0, what they say they weigh; None: what honest clients of their examples would. Who has none takes no part.
       seed: names the directions.
 
     Errors: ``ValueError``, as a round is compiled, if an update has no part ``delta``.
@@ -31,6 +34,8 @@ def canaries(algorithm: FederatedAlgorithm, attackers: Attackers, norm: float | 
     """
     is_attacker = attackers_of(algorithm, attackers)
     check.number("norm", norm, above=0)
+    if weight is not None:
+        check.number("weight", weight, above=0)
     check.integer("seed", seed, low=0, high=2**32 - 1)
 
     def spoil(a_pass: Pass) -> Pass:
@@ -41,7 +46,10 @@ def canaries(algorithm: FederatedAlgorithm, attackers: Attackers, norm: float | 
             honest = result.update["delta"]
             canary = jax.tree.map(lambda leaf: norm * leaf, canary_direction(honest, info.id, seed))
             sent = map_floats(lambda own, other: jnp.where(is_attacker(info), other, own), honest, canary)
-            return result._replace(update={**result.update, "delta": sent})
+            result = result._replace(update={**result.update, "delta": sent})
+            if weight is None:
+                return result
+            return result._replace(weight=jnp.where(is_attacker(info) & (result.weight > 0), weight, result.weight))
 
         return a_pass._replace(trainer=a_pass.trainer._replace(finish=finish))
 

@@ -1,4 +1,8 @@
-"""Attackers who act together and know what all honest clients of the round send."""
+"""Attackers who act together and know what all honest clients of the round send.
+
+What they send depends on the updates of the honest, of whom each then moves more than its own message: noise of the aggregator
+that is scaled to one message hides nobody, and its privacy is not accounted for.
+"""
 
 from collections.abc import Callable
 

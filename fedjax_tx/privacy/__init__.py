@@ -1,6 +1,12 @@
 """What a run's noise promises: accounting of differential privacy, noise correlated over rounds; and what it keeps: audits."""
 
-from fedjax_tx.privacy.accounting import calibrate_noise, epsilon, epsilon_of_correlated_noise, epsilon_of_fixed_cohorts
+from fedjax_tx.privacy.accounting import (
+    calibrate_noise,
+    calibrate_noise_of_fixed_cohorts,
+    epsilon,
+    epsilon_of_correlated_noise,
+    epsilon_of_fixed_cohorts,
+)
 from fedjax_tx.privacy.auditing import Audit, audit_aggregator, epsilon_lower_bound
 from fedjax_tx.privacy.budget import Budget, affordable_rounds, spending
 from fedjax_tx.privacy.distributed import epsilon_of_discrete_gaussian, epsilon_of_skellam
@@ -17,6 +23,7 @@ __all__ = [
     "banded_factorization",
     "blt_factorization",
     "calibrate_noise",
+    "calibrate_noise_of_fixed_cohorts",
     "epsilon",
     "epsilon_lower_bound",
     "epsilon_of_correlated_noise",

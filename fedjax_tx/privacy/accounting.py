@@ -9,6 +9,7 @@ Where a cohort has room for so many clients only (``max_clients`` of ``ftx.data.
 make room tell something of those who came (arXiv 2508.15089): then give ``population`` and ``max_clients``.
 Cohorts of a *fixed size*, drawn without replacement: ``epsilon_of_fixed_cohorts``, in which neighbours differ by replacing a
 client. One replaced can change a sum by 2 C, which is accounted for here: z stays relative to C.
+``calibrate_noise`` and ``calibrate_noise_of_fixed_cohorts`` find z for an epsilon.
 Noise that is *correlated* over rounds (DP-FTRL, arXiv 2103.00039): ``epsilon_of_correlated_noise``, in which neighbours differ by
 a client that sends zeros instead, whatever the cohorts, so long as it takes part no more often than is said.
 
@@ -19,11 +20,13 @@ happened in it. It covers what is released with noise, and nothing else: a clien
 
 import functools
 import math
+from collections.abc import Callable
 
 from fedjax_tx import check
 from fedjax_tx.types import Factorization, Participation
 
 ACCOUNTANTS = ("pld", "rdp")
+_LOSS_STEP = 1e-4
 INSTALL = "pip install 'fedjax-tx[privacy]'"
 
 
@@ -85,9 +88,7 @@ def epsilon_of_fixed_cohorts(
       1.79
     """
     check.number("noise_multiplier", noise_multiplier, low=0)
-    clients_per_round = check.integer("clients_per_round", clients_per_round, low=1)
-    population = check.integer("population", population, low=clients_per_round)
-    _check_run(clients_per_round / population, rounds, delta, "rdp")
+    _check_fixed(clients_per_round, population, rounds, delta)
     if rounds == 0:
         return 0.0
     if noise_multiplier == 0:
@@ -175,25 +176,59 @@ def calibrate_noise(
     def spent(noise: float) -> float:
         return _spent(noise, float(sampling_rate), population, max_clients, rounds, float(delta), accountant)
 
-    steps = _least_steps(lambda number: spent(number / 1000) <= target_epsilon)
-    if steps is None:
-        room = "" if max_clients is None else f" and max_clients={max_clients}"
-        check.fail_value("target_epsilon", f"to be reached by some noise at delta={delta}{room}", target_epsilon)
-    return steps / 1000
+    return _least_noise(spent, target_epsilon, f"delta={delta}{'' if max_clients is None else f' and max_clients={max_clients}'}")
 
 
-def _least_steps(enough, most: int = 10_000_000) -> int | None:
-    """The least number >= 1 that is enough, if one is up to ``most``; all greater ones are enough too."""
+def calibrate_noise_of_fixed_cohorts(
+    target_epsilon: float, clients_per_round: int, population: int, rounds: int, delta: float
+) -> float:
+    """Returns the least noise multiplier, to 0.001 above, by which ``epsilon_of_fixed_cohorts`` is at most the target.
+
+    Seconds, where a cohort is not the whole population.
+
+    Args:
+      target_epsilon: > 0. Others: as of ``epsilon_of_fixed_cohorts``; rounds > 0.
+
+    Raises:
+      TypeError, ValueError: if an argument is of the wrong type or out of range; if no noise up to 10,000 would do.
+      ModuleNotFoundError: if ``dp-accounting`` is not installed.
+
+    Example:
+      >>> calibrate_noise_of_fixed_cohorts(8.0, clients_per_round=10, population=10, rounds=5, delta=1e-2)
+      2.014
+    """
+    check.number("target_epsilon", target_epsilon, above=0)
+    _check_fixed(clients_per_round, population, rounds, delta)
+    check.integer("rounds", rounds, low=1)
+
+    def spent(noise: float) -> float:
+        return epsilon_of_fixed_cohorts(noise, clients_per_round, population, rounds, delta)
+
+    return _least_noise(spent, target_epsilon, f"delta={delta}")
+
+
+def _least_noise(spent: Callable[[float], float], target_epsilon: float, given: str) -> float:
+    """The least multiplier, in thousandths, by which no more than the target is spent; ``given`` says what it depends on."""
+
+    def enough(thousandths: int) -> bool:
+        return spent(thousandths / 1000) <= target_epsilon
+
     high = 500
     while not enough(high):
         high *= 2
-        if high > most:
-            return None
+        if high > 10_000_000:
+            check.fail_value("target_epsilon", f"to be reached by some noise at {given}", target_epsilon)
     low = high // 2 if high > 500 else 0  # not enough, or 0
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return high / 1000
+
+
+def _check_fixed(clients_per_round: int, population: int, rounds: int, delta: float) -> None:
+    clients_per_round = check.integer("clients_per_round", clients_per_round, low=1)
+    population = check.integer("population", population, low=clients_per_round)
+    _check_run(clients_per_round / population, rounds, delta, "rdp")
 
 
 def _check_run(sampling_rate: float, rounds: int, delta: float, accountant: str) -> None:
@@ -218,18 +253,11 @@ def library():
     try:
         import dp_accounting
         import dp_accounting.pld
+        import dp_accounting.pld.privacy_loss_distribution
         import dp_accounting.rdp
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"expected dp-accounting, which does the accounting: {INSTALL}") from error
     return dp_accounting
-
-
-def _round(noise_multiplier: float, sampling_rate: float, population: int | None, max_clients: int | None):
-    """One round as the library's event."""
-    accounting = library()
-    if max_clients is not None and population is not None and max_clients < population:
-        return accounting.TruncatedSubsampledGaussianDpEvent(population, sampling_rate, max_clients, noise_multiplier)
-    return accounting.PoissonSampledDpEvent(sampling_rate, accounting.GaussianDpEvent(noise_multiplier))
 
 
 @functools.lru_cache(maxsize=4096)  # a run asks again and again, and an answer may take seconds
@@ -243,6 +271,25 @@ def _spent(
     accountant: str,
 ) -> float:
     accounting = library()
-    fresh = {"pld": accounting.pld.PLDAccountant, "rdp": accounting.rdp.RdpAccountant}[accountant]
-    event = _round(noise_multiplier, sampling_rate, population, max_clients)
-    return float(fresh().compose(accounting.SelfComposedDpEvent(event, rounds)).get_epsilon(delta))
+    if accountant == "pld":
+        one = _loss_of_one_round(noise_multiplier, sampling_rate, population, max_clients)
+        return float(one.self_compose(rounds).get_epsilon_for_delta(delta))
+    event = accounting.PoissonSampledDpEvent(sampling_rate, accounting.GaussianDpEvent(noise_multiplier))
+    return float(accounting.rdp.RdpAccountant().compose(accounting.SelfComposedDpEvent(event, rounds)).get_epsilon(delta))
+
+
+@functools.lru_cache(maxsize=4)  # they take megabytes each; a run asks for other numbers of rounds of the same one
+def _loss_of_one_round(noise_multiplier: float, sampling_rate: float, population: int | None, max_clients: int | None):
+    """The distribution of one round's privacy loss, as the library's accountant makes it."""
+    make = library().pld.privacy_loss_distribution
+    if max_clients is not None and population is not None and max_clients < population:
+        return make.from_truncated_subsampled_gaussian_mechanism(
+            dataset_size=population,
+            sampling_probability=sampling_rate,
+            truncated_batch_size=max_clients,
+            noise_multiplier=noise_multiplier,
+            value_discretization_interval=_LOSS_STEP,
+        )
+    return make.from_gaussian_mechanism(
+        standard_deviation=noise_multiplier, sampling_prob=sampling_rate, value_discretization_interval=_LOSS_STEP
+    )

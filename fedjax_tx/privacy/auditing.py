@@ -25,8 +25,11 @@ from fedjax_tx.aggregation.apply import aggregate_arrays
 from fedjax_tx.privacy.accounting import INSTALL, epsilon, epsilon_of_correlated_noise
 from fedjax_tx.types import Aggregator, PyTree
 
+CANARY_WEIGHT = 1e9
+"""Of a canary, as it were a client of so many examples: a bound on weights must hold for the heaviest."""
 METHODS = ("clopper_pearson", "one_run")
 CHOOSING = 0.25  # the share of scores that choose the threshold
+LEAST_SCORES = 4  # on either side: one of them chooses it
 NUMBERS_AT_ONCE = 1_000_000  # of all updates of the trials that run side by side
 
 
@@ -56,7 +59,7 @@ def epsilon_lower_bound(
     """Returns the largest epsilon, at ``delta``, that the scores refute, 0 if they refute none.
 
     Args:
-      scores_in, scores_out: [canary], two or more finite numbers each, of canaries that took part and of those that did not;
+      scores_in, scores_out: [canary], four or more finite numbers each, of canaries that took part and of those that did not;
         larger where one seems to have taken part.
       delta: between 0 and 1. method: ``"one_run"`` or ``"clopper_pearson"``, by how the scores were made; see the module.
       confidence: between 0.5 and 1, the chance that the bound holds.
@@ -91,14 +94,15 @@ def audit_aggregator(
 ) -> Audit:
     """Audits an aggregator alone: does it hide whether one client more was there, as well as its noise multiplier claims?
 
-    A trial is a first round to which some clients come who send zeros, and in every other trial one more who sends the canary.
+    A trial is a first round to which some clients come who send zeros, and in every other trial one more who sends the canary, of
+    a weight beyond all bounds (the others have weight 1): noise must hide it whatever number of examples it says it has.
     Its score is the aggregate's coordinate along the canary; with Gaussian noise no other would tell more. The claim is the
     accountant's epsilon of one round to which all come.
 
     Args:
       aggregator: with noise, such as ``chain(clip_norm(1.0), fixed_mean(10), gaussian_noise(1.0))``.
       canary: the worst update, a pytree of floating-point arrays: as a rule one-hot and longer than what updates are clipped to.
-      delta: between 0 and 1. clients: >= 1, who come beside the canary. trials: >= 4. confidence: of the bound, 0.5 to 1.
+      delta: between 0 and 1. clients: >= 1, who come beside the canary. trials: >= 8. confidence: of the bound, 0.5 to 1.
       seed: names the noise.
 
     Raises:
@@ -117,7 +121,7 @@ def audit_aggregator(
     canary = _canary(canary)
     check.number("delta", delta, above=0, below=1)
     clients = check.integer("clients", clients, low=1)
-    trials = check.integer("trials", trials, low=4)
+    trials = check.integer("trials", trials, low=2 * LEAST_SCORES)
     check.number("confidence", confidence, above=0.5, below=1)
     key = prng.fold(prng.root(check.integer("seed", seed, low=0, high=2**32 - 1)), "audit")
     scores = np.asarray(_trials(aggregator, canary, clients, trials, key))
@@ -144,7 +148,8 @@ def _trials(aggregator: Aggregator, canary: PyTree, clients: int, trials: int, k
     updates = jax.tree.map(lambda leaf: jnp.zeros((clients + 1, *leaf.shape), leaf.dtype).at[0].set(leaf), canary)
 
     def score(trial):
-        weights = jnp.ones(clients + 1).at[0].set(trial % 2 == 0)  # of weight 0 one takes no part
+        takes_part = trial % 2 == 0
+        weights = jnp.ones(clients + 1).at[0].set(jnp.where(takes_part, CANARY_WEIGHT, 0))
         aggregate, _, _ = aggregate_arrays(aggregator, updates, weights, None, prng.fold(key, trial))
         return structure.ravel(aggregate) @ direction
 
@@ -166,8 +171,8 @@ def _scores(name: str, scores: ArrayLike) -> np.ndarray:
     array = np.asarray(scores)
     if array.dtype.kind not in "iuf":
         check.fail_type(name, "an array of numbers, one for each canary", scores)
-    if array.ndim != 1 or array.size < 2:
-        check.fail_value(name, "to have shape [canary] with two canaries or more", array.shape)
+    if array.ndim != 1 or array.size < LEAST_SCORES:
+        check.fail_value(name, f"to have shape [canary] with {LEAST_SCORES} canaries or more", array.shape)
     if not np.isfinite(array).all():
         check.fail_value(name, "to be finite", float(array[~np.isfinite(array)][0]))
     return array.astype(np.float64)

@@ -1,10 +1,11 @@
 """The privacy that a run spends, read off what it does: its aggregators' noise and how its cohorts are drawn.
 
-Nothing is said twice, so nothing can be said wrong: the noise multiplier is that of the chain that aggregates, the sampling
-that of the cohort source, the limit of a cohort that of its capacity; where noise is correlated over rounds, a client takes part
-as often as its source allows. What can't be accounted for is refused with the reason: an aggregate without noise, more than one
-aggregate a round, cohorts of unknown sampling, clients who remember something (what they send then depends on when they came
-before, which accountants of sampling do not look at).
+Nothing is said twice: the noise multiplier is that of the chain that aggregates, the sampling that of the cohort source, the
+limit of a cohort that of its capacity; where noise is correlated over rounds, a client takes part as often as its source allows.
+What can't be accounted for is refused with the reason: an aggregate without noise, more than one aggregate a round, cohorts of
+unknown sampling, clients who remember something (what they send then depends on when they came before, which accountants of
+sampling do not look at) or collude (it depends on what others send). Stages and sources of one's own are taken at their word:
+whether ``sensitivity``, ``noise_multiplier``, ``sampling`` and ``participation`` say what they do, an audit can test.
 
 **Covered** are the parameters after each round, and what is computed from them and from nothing else of the clients: ``server/``
 numbers. With ``Budget(private_metrics=True)`` also the means of the clients' metrics, ``train/private_loss`` and the like, which
@@ -87,8 +88,9 @@ def spending(
     noise = aggregators[0].noise_multiplier
     if noise is None:
         expected = (
-            "to have noise on its result, such as chain(clip_norm(1.0), fixed_mean(100), gaussian_noise(1.0)) "
-            "(noise of the clients' own is accounted for by epsilon_of_messages, epsilon_of_skellam and their like)"
+            "to have noise on its result, such as chain(clip_norm(1.0), fixed_mean(100), gaussian_noise(1.0)), and no clients "
+            "who collude: what they send depends on the updates of the honest, so one client moves more than noise is scaled "
+            "to (noise of the clients' own is accounted for by epsilon_of_messages, epsilon_of_skellam and their like)"
         )
         check.fail_value("aggregators[0] of a private run", expected, aggregators[0].name)
     noise = float(noise)

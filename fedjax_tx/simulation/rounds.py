@@ -22,6 +22,7 @@ from fedjax_tx.simulation.ahead import Ahead, CallKey, prepare_ahead, take_ahead
 from fedjax_tx.simulation.debug import run_round_watched
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.mesh import owners, place, resolve_mesh
+from fedjax_tx.simulation.messages import refuse_settings
 from fedjax_tx.simulation.placement import gather_rows, place_columns, refuse_buffers, rows_of_a_round, rows_that_fit
 from fedjax_tx.simulation.round import DeviceState, init_state, pass_work, resolve, run_rounds
 from fedjax_tx.types import Cohort, Execution, LocalWork, PyTree
@@ -298,7 +299,9 @@ def build_round(
         refuse_buffers(columns, buffer_rows, mesh)
     lanes = max(capacity.lanes for capacity in capacities)
     version = algorithm.max_version
-    return RoundFunction(experiment, works, capacities, columns, lanes, rounds_per_call, version, mesh, buffer_rows, owned)
+    made = RoundFunction(experiment, works, capacities, columns, lanes, rounds_per_call, version, mesh, buffer_rows, owned)
+    refuse_settings(experiment, made.shapes(), [experiment.hyper])
+    return made
 
 
 def _rounds_per_call(execution: Execution, capacities: tuple[Capacity, ...], columns: dict, round_rows: int | None) -> int:

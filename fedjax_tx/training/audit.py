@@ -13,6 +13,7 @@ from jaxtyping import Array
 from fedjax_tx import attacks, check, prng, tree
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.privacy import Audit, Budget, epsilon_lower_bound
+from fedjax_tx.privacy.auditing import CANARY_WEIGHT, LEAST_SCORES
 from fedjax_tx.simulation import Experiment
 from fedjax_tx.simulation.round import resolve
 from fedjax_tx.simulation.rounds import build_round
@@ -35,8 +36,9 @@ def audit(
     """Runs a private experiment with canaries among its clients and returns a lower bound on its epsilon beside what it claims.
 
     Each canary joins the clients by the toss of a coin, for the whole run; one that has joined is drawn into cohorts as others
-    are, rides in the lanes, and sends a direction of its own (``ftx.attacks.canaries``, arXiv 2302.03098). Its score is how far
-    the parameters have gone in that direction when the run ends. All scores are of one run, and make a bound by arXiv 2305.08846.
+    are, rides in the lanes, and sends a direction of its own (``ftx.attacks.canaries``, arXiv 2302.03098), of a weight beyond all
+    bounds: noise must hide it whatever number of examples it says it has. Its score is how far the parameters have gone in that
+    direction when the run ends. All scores are of one run, and make a bound by arXiv 2305.08846.
 
     What all other clients do moves the parameters too, also in the canaries' directions, and hides them. An attacker who knows
     these clients can tell roughly where they would go: with a ``reference``, a run without canaries tells it.
@@ -45,7 +47,8 @@ def audit(
     looks at the last parameters only. Where there are not some times more parameters than canaries, it is weak.
 
     Args:
-      experiment: with noise and cohorts that can be accounted for. rounds, privacy, init_params, execution: as of ``ftx.run``.
+      experiment: with noise and cohorts that can be accounted for; not of ``with_covariates``, whose tables have no canaries.
+      rounds, privacy, init_params, execution: as of ``ftx.run``.
       canaries: >= 20, of which about half join; 1,000 is usual.
       norm: > 0, of what they send; at least that to which updates are clipped.
       confidence: between 0.5 and 1, the chance that the bound holds.
@@ -79,6 +82,7 @@ def audit(
     if reference is not None:
         for name in check.mapping("reference", reference):
             check.one_of("a name of reference", name, list(experiment.hyper))
+    _refuse_cohorts(experiment, canaries)
     joined = _toss(canaries, experiment.seed)
     audited = _with_canaries(experiment, joined, norm)
     server = build_round(audited, {}, 1, Execution(), None).init(init_params=init_params).device.server
@@ -98,20 +102,34 @@ def audit(
 
 def _toss(canaries: int, seed: int) -> np.ndarray:
     """Who joins, bool [canary]: each by itself, as the bound of one run asks for."""
-    return prng.host_generator(seed, "canaries").random(canaries) < 0.5
+    joined = prng.host_generator(seed, "canaries").random(canaries) < 0.5
+    if min(joined.sum(), (~joined).sum()) < LEAST_SCORES:
+        expected = f"to be more, or the seed another, lest fewer than {LEAST_SCORES} join or don't ({joined.sum()} would join)"
+        check.fail_value("canaries", expected, canaries)
+    return joined
+
+
+def _refuse_cohorts(experiment: Experiment, canaries: int) -> None:
+    """Refuses a source made for the experiment's own clients: of canaries its tables say nothing."""
+    try:
+        experiment.cohorts.init(experiment.train.num_clients + canaries)
+    except ValueError as error:
+        expected = f"to take {canaries} canaries for clients, as with_covariates and other tables of clients do not ({error})"
+        check.fail_value("the cohorts of an audit", expected, experiment.cohorts.description)
 
 
 def _with_canaries(experiment: Experiment, joined: np.ndarray, norm: float) -> Experiment:
     """The experiment with canaries behind its clients; one that has not joined has no example, so it takes no part."""
     train, count = experiment.train, joined.size
     train.refuse_part()
-    # Any row will do: what a canary sends does not depend on it.
+    # One row, and any, will do: neither what a canary sends nor its weight depends on it.
     columns = {name: np.concatenate([column, column[np.zeros(joined.sum(), int)]]) for name, column in train.columns.items()}
     offsets = np.append(train.offsets, train.offsets[-1] + np.cumsum(joined))
     ids = range(train.num_clients, train.num_clients + count)
 
     def make_algorithm(hyper):
-        return attacks.canaries(resolve(experiment.make_algorithm, hyper), ids, norm, seed=experiment.seed)
+        algorithm = resolve(experiment.make_algorithm, hyper)
+        return attacks.canaries(algorithm, ids, norm, weight=CANARY_WEIGHT, seed=experiment.seed)
 
     data = FederatedDataset.from_offsets(columns, offsets)
     local = _work_for_more(experiment.local, count)

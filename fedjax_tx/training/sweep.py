@@ -20,10 +20,12 @@ from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment
 from fedjax_tx.simulation.evaluate import EvaluationPlan, plan_evaluation
 from fedjax_tx.simulation.mesh import place, resolve_mesh
+from fedjax_tx.simulation.messages import refuse_settings
 from fedjax_tx.simulation.round import resolve
 from fedjax_tx.simulation.rounds import build_round
+from fedjax_tx.training.arguments import check_run
+from fedjax_tx.training.directory import read_run_dir
 from fedjax_tx.training.pieces import Piece, Setup, run_pieces, split_group
-from fedjax_tx.training.run import check_run
 from fedjax_tx.training.sweep_directory import Found, cell_key, describe_sweep, open_sweep, save_sweep, with_choices
 from fedjax_tx.training.width import choose_width
 from fedjax_tx.types import Execution, PyTree
@@ -130,8 +132,10 @@ def sweep(
     for cell in cells:
         resolve(experiment.make_algorithm, _hyper_of(experiment, cell))
     first = _single(experiment, cells[0], vary_cohort)
-    began = build_round(first, {}, 1, Execution()).init(0, init_params)  # of one seed, whatever those of the grid are
-    found, directory = Found({}, [*range(len(cells))], {}), None if run_dir is None else Path(run_dir)
+    maker = build_round(first, {}, 1, Execution())
+    refuse_settings(experiment, maker.shapes(), [_hyper_of(experiment, cell) for cell in cells])
+    began = maker.init(0, init_params)  # of one seed, whatever those of the grid are
+    found, directory = Found({}, [*range(len(cells))], {}), read_run_dir(run_dir)
     if directory is not None:
         description = describe_sweep(first, began, evaluate, evaluate_every, grid, rounds, vary_cohort)
         found = open_sweep(directory, description, cells, rounds)

@@ -11,6 +11,7 @@ from scipy import stats
 
 from fedjax_tx import aggregation as agg
 from fedjax_tx.aggregation import integer_noise
+from fedjax_tx.aggregation.apply import aggregate_arrays
 from fedjax_tx.types import Totals
 
 CLIENTS, SIZE, RESOLUTION, NOISE, CLIP = 10, 4096, 0.01, 1.5, 1.0
@@ -164,6 +165,20 @@ def test_what_has_no_bound_or_no_room_is_refused():
         agg.check_max_clients(hidden, 3)
     with pytest.raises(ValueError, match="shows the server only sums"):
         agg.chain(agg.nearest_neighbor_mixing(1), agg.clip_norm(1.0), agg.skellam_mean(1.0, 2, 0.1))
+
+
+@pytest.mark.parametrize("kind", EACH)
+def test_what_is_first_seen_in_a_round_to_have_no_room_is_no_number(kind):
+    @jax.jit
+    def mean(noise, norm):
+        chain = agg.chain(agg.clip_norm(norm), KINDS[kind](noise, 2, 1e-2))
+        return aggregate_arrays(chain, {"w": jnp.full((2, 4), 0.25)}, jnp.ones(2), None, jax.random.key(0))
+
+    update, _, _ = mean(0.0, 1.0)
+    np.testing.assert_allclose(update["w"], 0.25, rtol=1e-5)
+    for noise, norm in ((1e8, 1.0), (0.0, 1e5)):
+        update, _, info = mean(noise, norm)
+        assert np.isnan(update["w"]).all() and np.isnan(info["noise_stddev"])
 
 
 def test_a_rotation_spreads_what_is_in_one_coordinate_keeps_the_norm_and_turns_with_every_round():

@@ -144,6 +144,7 @@ def test_nearest_neighbour_mixing_by_hand_before_any_rule_and_between_stages():
     assert run(agg.chain(mixing, agg.mean()), rows, [1, 0, 0, 1])[1]["mixing_too_few"]
 
 
+NOISE = agg.gaussian_noise(1.0)
 REFUSED = {
     "mixing": (
         lambda: agg.chain(agg.nearest_neighbor_mixing(3), agg.mean()),
@@ -160,6 +161,18 @@ REFUSED = {
     "memory behind mixing": (
         lambda: agg.chain(agg.nearest_neighbor_mixing(1), agg.top_k(0.5), agg.mean()),
         r"behind nearest_neighbor_mixing\(1\), .* to remember nothing of a client, got chain\(top_k\(0.5\), mean\(\)\)",
+    ),
+    "noise behind mixing": (
+        lambda: agg.chain(agg.nearest_neighbor_mixing(1), agg.clip_norm(1.0), agg.fixed_mean(10), agg.gaussian_noise(1.0)),
+        r"expected no noise behind nearest_neighbor_mixing\(1\), .*got chain\(clip_norm\(1.0\), .*gaussian_noise\(1.0\)\)",
+    ),
+    "noise in a chain behind mixing that clips before and behind": (
+        lambda: agg.chain(agg.clip_norm(1.0), agg.nearest_neighbor_mixing(1), agg.adaptive_clip(agg.fixed_mean(10), NOISE)),
+        r"expected no noise behind nearest_neighbor_mixing\(1\), .*got chain\(adaptive_clip\(",
+    ),
+    "noise of each client behind mixing": (
+        lambda: agg.chain(agg.nearest_neighbor_mixing(1), agg.clip_norm(1.0), agg.local_noise(1.0), agg.mean()),
+        r"expected no noise behind nearest_neighbor_mixing\(1\), .*got chain\(clip_norm\(1.0\), local_noise\(1.0\), mean\(\)\)",
     ),
     "multi_krum": (lambda: agg.multi_krum(2, 1), r"num_byzantine at most 1 for 6 clients a round \(n >= 2f \+ 3\), got 2"),
     "multi_krum of all": (lambda: agg.multi_krum(1, 6), r"num_selected at most 5 for 6 clients a round \(m <= n - f\), got 6"),

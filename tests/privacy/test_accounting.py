@@ -2,11 +2,13 @@
 
 import math
 
+import dp_accounting.pld
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
 from fedjax_tx import privacy
+from fedjax_tx.privacy import accounting
 
 MOMENTS = {"noise_multiplier": 1.0, "sampling_rate": 5000 / 763430, "rounds": 5000, "delta": 1e-9}
 """McMahan et al. (arXiv 1710.06963), Table 1: epsilon 4.634, by the conversion of that time."""
@@ -30,6 +32,20 @@ def test_the_published_number_itself_is_that_of_the_older_conversion():
         return rounds * np.logaddexp.reduce(log_terms) / (order - 1) + math.log(1 / delta) / (order - 1)
 
     assert min(bound(order) for order in range(2, 64)) == pytest.approx(4.634, abs=0.005)
+
+
+@pytest.mark.parametrize("room", [None, pytest.param(161, marks=pytest.mark.slow)])
+def test_other_numbers_of_rounds_compose_what_was_made_once_and_are_the_librarys(room):
+    limits = {} if room is None else {"population": 1000, "max_clients": room}
+    event = dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.GaussianDpEvent(1.25))
+    if room is not None:
+        event = dp_accounting.TruncatedSubsampledGaussianDpEvent(1000, 0.1, room, 1.25)
+    made = accounting._loss_of_one_round.cache_info().misses
+    for rounds in (3, 7):
+        accountant = dp_accounting.pld.PLDAccountant().compose(dp_accounting.SelfComposedDpEvent(event, rounds))
+        expected = accountant.get_epsilon(1e-6)
+        assert privacy.epsilon(1.25, 0.1, rounds, 1e-6, **limits) == pytest.approx(expected, abs=1e-8)
+    assert accounting._loss_of_one_round.cache_info().misses == made + 1
 
 
 def test_a_population_of_phones():
@@ -72,6 +88,16 @@ def test_noise_is_calibrated_to_the_least_that_does():
     for target in (0.3, 8.0):
         noise = privacy.calibrate_noise(target, **options)
         assert privacy.epsilon(noise, **options) <= target < privacy.epsilon(noise - 0.001, **options)
+
+
+def test_noise_is_calibrated_on_cohorts_of_a_fixed_size_too():
+    options = {"clients_per_round": 10, "population": 10, "rounds": 100, "delta": 1e-6}
+    for target in (0.5, 6.0):
+        noise = privacy.calibrate_noise_of_fixed_cohorts(target, **options)
+        spent = privacy.epsilon_of_fixed_cohorts(noise, **options)
+        assert spent <= target < privacy.epsilon_of_fixed_cohorts(noise - 0.001, **options)
+    with pytest.raises(ValueError, match=r"expected target_epsilon to be reached by some noise at delta=1e-06, got 1e-07"):
+        privacy.calibrate_noise_of_fixed_cohorts(1e-7, **options)
 
 
 @pytest.mark.slow

@@ -39,6 +39,15 @@ def test_bounds_of_canaries_that_are_all_told_apart_by_hand():
 
 
 @pytest.mark.parametrize("method", ["one_run", "clopper_pearson"])
+def test_as_few_scores_as_are_allowed_make_a_bound_and_fewer_are_refused(method):
+    four, three = [0.0] * 4, [0.0] * 3
+    assert privacy.epsilon_lower_bound(four, four, DELTA, method=method) == 0
+    for inside, outside, name in ((four, three, "scores_out"), (three, four, "scores_in")):
+        with pytest.raises(ValueError, match=rf"expected {name} to have shape \[canary\] with 4 canaries or more, got \(3,\)"):
+            privacy.epsilon_lower_bound(inside, outside, DELTA, method=method)
+
+
+@pytest.mark.parametrize("method", ["one_run", "clopper_pearson"])
 def test_a_bound_grows_with_what_scores_tell_and_stays_below_the_truth(method):
     bounds = [privacy.epsilon_lower_bound(*shifted(shift), DELTA, method=method) for shift in (0, 1, 2)]
     # A shift of one standard deviation is the Gaussian mechanism of multiplier 1.
@@ -80,6 +89,12 @@ def test_a_clip_that_does_not_clip_is_caught():
     forgotten = agg.chain(agg.stage("unclipped()", sensitivity=lambda bound: 1.0), agg.fixed_mean(10), agg.gaussian_noise(8.0))
     assert privacy.audit_aggregator(forgotten, CANARY, DELTA, trials=20_000).refuted
     assert not privacy.audit_aggregator(noisy(8.0), CANARY, DELTA, trials=20_000).refuted
+
+
+def test_noise_that_forgets_the_weight_of_a_client_is_caught():
+    forgetful = agg.fixed_mean(10, max_weight=20)._replace(sensitivity=lambda bound: bound / 10)
+    noisy = agg.chain(agg.clip_norm(1.0), forgetful, agg.gaussian_noise(4.0))
+    assert privacy.audit_aggregator(noisy, CANARY, DELTA, trials=2_000).refuted
 
 
 def test_what_has_no_noise_claims_nothing():

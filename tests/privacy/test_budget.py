@@ -97,6 +97,17 @@ def test_what_cannot_be_accounted_for_is_refused(cohorts, aggregator, message):
         spent_on(cohorts, aggregator, accountant="rdp")(1)
 
 
+def test_colluding_attackers_are_refused_for_what_they_do():
+    algorithm = ftx.algorithms.fed_avg(problems.LOGISTIC, optax.sgd(0.1), aggregator=noisy())
+    (one,) = ftx.attacks.alie(algorithm, [0]).passes
+    with pytest.raises(
+        ValueError, match=r"no clients who collude: what they send depends on the updates of the honest, .*got 'alie"
+    ):
+        spent_on(ALL, one.aggregator)
+    (alone,) = ftx.attacks.sign_flip(algorithm, [0]).passes
+    assert spent_on(ALL, alone.aggregator)(1) == spent_on(ALL)(1)
+
+
 def test_a_budget_affords_as_many_rounds_as_it_says():
     spent = spent_on(ALL, accountant="rdp")
     for target in (spent(1), spent(5) + 1e-9, spent(8) - 1e-9):

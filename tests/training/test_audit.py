@@ -1,5 +1,8 @@
 """Canaries in a run: what they send, who joins, and what their scores say of noise that is not what it claims."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 
 import fedjax_tx as ftx
 from fedjax_tx import aggregation as agg
-from fedjax_tx import attacks
+from fedjax_tx import attacks, prng
 
 SIZES = (4, 1000)
 """4,000 parameters: some times the canaries."""
@@ -51,6 +54,23 @@ def test_canaries_send_a_direction_of_their_own_and_others_what_they_would():
     assert not np.allclose(three["w"], 2 * attacks.canary_direction(three, 3, seed=2)["w"])
 
 
+def test_canaries_weigh_what_they_say_if_they_have_examples_at_all():
+    def finish(broadcast, info, local):
+        return ftx.ClientResult({"delta": jnp.ones(4)}, jnp.asarray(info.num_examples, jnp.float32), (), {})
+
+    honest = ftx.FederatedAlgorithm(
+        None, (ftx.Pass(ftx.ClientTrainer(None, None, None, finish), agg.nothing(), None, None),), None
+    )
+
+    def weights(**options):
+        spoiled = attacks.canaries(honest, [3], norm=2.0, **options).passes[0].trainer
+        infos = [ftx.ClientInfo(jnp.int32(i), 0, n, 0, 0, {}, jax.random.key(0), None) for i, n in ((0, 5), (3, 5), (3, 0))]
+        return [float(spoiled.finish(None, info, None).weight) for info in infos]
+
+    assert weights() == [5, 5, 0]
+    assert weights(weight=20.0) == [5, 20, 0]
+
+
 @pytest.mark.slow
 def test_noise_that_is_not_what_it_says_is_caught_in_a_run():
     found = ftx.audit(experiment(0.2, claimed=20.0), 1, BUDGET, **OPTIONS)
@@ -62,6 +82,21 @@ def test_noise_that_is_not_what_it_says_is_caught_in_a_run():
     assert found.scores_in.mean() == pytest.approx(0.1, abs=0.1 * 5 * 0.3 / np.sqrt(110))
     assert found.scores_out.mean() == pytest.approx(0.0, abs=0.1 * 5 * 0.3 / np.sqrt(110))
     assert found._replace(claimed=ftx.privacy.epsilon(0.2, 1.0, 1, 1e-5)).refuted is False
+
+
+@pytest.mark.slow
+def test_noise_that_forgets_the_weight_of_a_client_is_caught_in_a_run():
+    def weighted(mean):
+        noisy = agg.chain(agg.clip_norm(1.0), mean, agg.gaussian_noise(4.0))
+        base = experiment(1.0, claimed=1.0)
+        algorithm = ftx.algorithms.fed_avg(TASK, optax.sgd(0.1), aggregator=noisy)
+        return ftx.Experiment(algorithm, train=base.train, cohorts=base.cohorts, local=base.local)
+
+    true = agg.fixed_mean(10, max_weight=20)
+    forgetful = true._replace(sensitivity=lambda bound: bound / 10)
+    options = {**OPTIONS, "canaries": 60}
+    assert ftx.audit(weighted(forgetful), 1, BUDGET, **options).refuted
+    assert not ftx.audit(weighted(true), 1, BUDGET, **options).refuted
 
 
 @pytest.mark.slow
@@ -117,6 +152,22 @@ def test_a_reference_of_true_noise_gives_nothing_away():
     found = ftx.audit(drifting(40.0), 1, BUDGET, reference={}, **{**OPTIONS, "canaries": 60})
     assert found.scores_out.std() == pytest.approx(40.0 * 10 / 10 * np.sqrt(2), rel=0.4)
     assert not found.refuted
+
+
+def test_cohorts_with_a_table_of_clients_have_no_room_for_canaries():
+    tabled = dataclasses.replace(drifting(1.0), cohorts=ftx.data.with_covariates(ftx.data.all_clients(), size=np.ones(5)))
+    message = (
+        r"the cohorts of an audit to take 300 canaries for clients, as with_covariates .*size to have 305 rows.*got 'with_cov"
+    )
+    with pytest.raises(ValueError, match=message):
+        ftx.audit(tabled, 1, BUDGET, **OPTIONS)
+
+
+def test_a_toss_that_leaves_too_few_on_a_side_is_refused_before_the_run():
+    tosses = (prng.host_generator(seed, "canaries").random(20) < 0.5 for seed in itertools.count())
+    seed = next(seed for seed, joined in enumerate(tosses) if not 4 <= joined.sum() <= 16)
+    with pytest.raises(ValueError, match=r"expected canaries to be more, or the seed another, lest fewer than 4 join or don't"):
+        ftx.audit(dataclasses.replace(drifting(1.0), seed=seed), 1, BUDGET, **{**OPTIONS, "canaries": 20})
 
 
 def test_a_reference_names_hyperparameters():
