@@ -82,7 +82,8 @@ class BatchShapes:
 class ClientInfo(NamedTuple):
     """Facts of the schedule about one client of a cohort; the executor stacks them along the cohort.
 
-    id: index of the client in the data set. slot: its position in the cohort. num_examples: how many examples it holds.
+    id: index of the client in the training data, also where another data set is evaluated; -1 there if it is not among the
+    training clients. slot: its position in the cohort. num_examples: how many examples it holds.
     num_steps: how many local steps it makes in this pass; where it has examples, 0 says that it dropped out. version: age in
     server updates of the model that it starts from (0 is the current one). covariates: what the cohort source says of it beside
     that (a dict of arrays, often empty); in its batches they are columns, alike in every row.
@@ -321,13 +322,15 @@ class FederatedAlgorithm(NamedTuple):
 
     ``init_params`` is None, or what ``result.params`` gave. ``evaluation`` is the pass that scores a client's own data with
     what the method would use there; its ``combine`` is never called. ``max_version``: how old a model, in server updates, the
-    method lets a client start from; a cohort with an older one is refused.
+    method lets a client start from; a cohort with an older one is refused. ``num_clients``: how many clients the training data
+    must have, where the method keeps something for each at the server; None: any number.
     """
 
     init: Callable[[Key[Array, ""], PyTree | None], ServerState]
     passes: tuple[Pass, ...]
     evaluation: Pass
     max_version: int = 0
+    num_clients: int | None = None
 
 
 class Cohort(NamedTuple):

@@ -84,6 +84,7 @@ def run_pass(
     population,
     axis: Any = None,
     watch: Watch | None = None,
+    ids: Array | None = None,
 ) -> PassEnd:
     """Runs one pass; traced inside a jitted program.
 
@@ -91,9 +92,10 @@ def run_pass(
       a_pass: the trainer and the aggregator. columns: the whole data set, dict of [row, ...] arrays.
       schedule: who runs where and when. batch_size: rows of a batch. population: clients in the data set.
       axis: the mesh's axis, where this runs on each device of a mesh. watch: looks at every client's values; for one lane that
-        runs uncompiled.
+        runs uncompiled. ids [slot]: which training client each is, where the data set is another.
     """
     infos = _client_infos(schedule, columns, batch_size, begin.pass_key)
+    infos = infos if ids is None else infos._replace(id=ids)
     local, summand, metrics, weight = result_shapes(a_pass, begin, infos)
     capacity, num_lanes = schedule.ids.shape[0], schedule.slot.shape[1]
     stacked = isinstance(a_pass.aggregator.reduce, Stacked)

@@ -153,7 +153,7 @@ def run_evaluation_uncompiled(
 ) -> Metrics:
     """Scores a data set's clients: ``{name: (value[slot], weight[slot])}``; ``run_evaluation`` is this, jitted.
 
-    ``rows`` [slot] says which of the training clients each is; -1, one that was never trained, gets a first state.
+    ``rows`` [slot] says which of the training clients each is; -1, one that is not among them, gets a first state.
     """
 
     def score(schedule, columns, hyper, seed, state, rows):
@@ -166,7 +166,7 @@ def run_evaluation_uncompiled(
         known = rows >= 0
         clients = jax.tree.map(lambda have, new: jnp.where(known.reshape(-1, *[1] * new.ndim), have, new), clients, fresh)
         begin = PassStart(broadcast, (), clients, (), prng.fold(key, "round"), prng.fold(key, "pass"))
-        return run_pass(a_pass, begin, columns, schedule, batch_size, population, axis_name(mesh)).metrics
+        return run_pass(a_pass, begin, columns, schedule, batch_size, population, axis_name(mesh), ids=rows).metrics
 
     return run_on_each(mesh, score, schedule, columns, hyper, seed, state, rows)
 

@@ -282,6 +282,9 @@ def build_round(
     if source.max_version > algorithm.max_version:
         expected = f"<= {algorithm.max_version}, the oldest start that the algorithm serves"
         check.fail_value("the cohorts' max_version", expected, source.max_version)
+    if algorithm.num_clients not in (None, train.num_clients):
+        expected = f"to be {train.num_clients}, as many as the training data has"
+        check.fail_value("the algorithm's number of clients", expected, algorithm.num_clients)
     for a_pass in algorithm.passes:
         check_max_clients(a_pass.aggregator, most)
     works = tuple(pass_work(a_pass, experiment.local) for a_pass in algorithm.passes)
