@@ -105,7 +105,7 @@ class ClientResult(NamedTuple):
 
     update: a dict of parts; the part ``delta`` is server - client, so that an optax optimiser at the server descends.
     weight: the client's weight in averages, a scalar >= 0; 0 takes no part. state: its new state, of the old one's shape.
-    metrics: ``{name: (value, weight)}`` of scalars.
+    metrics: ``{name: (value, weight)}`` of scalars. A client whose update, weight or state is not finite is left out.
     """
 
     update: Mapping[str, PyTree]

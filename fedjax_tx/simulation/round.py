@@ -51,7 +51,7 @@ class RoundOutput(NamedTuple):
 
     metrics: ``{name: (value[slot], weight[slot])}`` of each client, over all passes. server: what ``combine`` said, aggregation:
     what ``decode`` said (merged over the passes). totals: of the last pass. empty: whether a pass had no weight at all.
-    not_finite [slot]: who was left out of a pass, since its update was not finite.
+    not_finite [slot]: who was left out of a pass and those behind it, since what it handed over was not finite.
     """
 
     metrics: Metrics
@@ -182,6 +182,7 @@ def one_round(algorithm, batch_sizes, round_key, state, columns, schedules, popu
         pass_key = prng.fold(round_key, "pass", number)
         watch_pass = None if watch is None else partial(watch, number)
         begin = _begin(a_pass, number, pass_key, state, schedule)
+        begin = begin._replace(left_out=reduce(jnp.logical_or, left_out) if left_out else None)
         end = run_pass(a_pass, begin, columns, schedule, batch_sizes[number], population, axis, watch_pass)
         state, nobody, server_said, decode_said = _update_server(a_pass, number, pass_key, state, end, schedule)
         if watch_pass is not None:
