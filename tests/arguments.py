@@ -398,7 +398,7 @@ TABLE = {
     ftx.data.uniform_cohorts: ({"clients_per_round": 2}, {"clients_per_round": count}),
     ftx.data.weighted_cohorts: (
         {"clients_per_round": 1, "weights": [1.0, 2.0]},
-        {"clients_per_round": [*count, 3], "weights": [["big"], [1.0, -1.0]]},
+        {"clients_per_round": [*count, 3], "weights": [["big"], [1.0, -1.0]], "exact": ["yes"]},
     ),
     ftx.models.adapters: ({"model": MODEL, "size": 1}, {"model": [3], "size": count, "where": [3, [], "haed"]}),
     ftx.models.add_lora: ({"params": {}, "model": ADAPTED, "key": jax.random.key(0)}, {"model": [3, MODEL], "key": [3]}),

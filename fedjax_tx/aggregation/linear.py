@@ -16,7 +16,7 @@ def mean(*, weighted: bool = True) -> Aggregator:
 
     Args:
       weighted: whether a client counts by its weight n_k, as a rule its number of examples; or all alike (a weight of 0 still
-        takes no part), which is right where cohorts are drawn in proportion to size (``ftx.data.weighted_cohorts``).
+        takes no part), as where clients come the more often the larger they are (``ftx.data.weighted_cohorts``, ``exact=True``).
 
     Example:
       >>> import fedjax_tx as ftx

@@ -51,7 +51,7 @@ class RoundInfo(NamedTuple):
     client_metrics: ``{name: (value[client], weight[client])}``. server, aggregation: what the server's step and the aggregator
     report. num_clients: how many contributed. num_examples: examples trained on, repetitions counted. num_steps: local steps.
     useful: real examples over slots of the lanes. empty: nobody contributed, so the parameters stayed. not_finite: client
-    indices of those that were left out since their update was not finite; ``metrics`` leave them out too. dropped: client
+    indices of those that were left out since their update or new state was not finite; so do ``metrics``. dropped: client
     indices of those that dropped out; so do the metrics.
     """
 
