@@ -134,9 +134,10 @@ class ClientTrainer(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """Reduction by addition: summands stream into one accumulator, in float32 (integers keep their type and wrap around).
+    """Reduction by addition: summands stream into one accumulator, in float32.
 
-    weighted: whether the server multiplies each summand by its client's weight. A client of weight 0 is never added.
+    weighted: whether the server multiplies each summand by its client's weight; if not, integers keep their type and wrap around.
+    A client of weight 0 is never added.
     """
 
     weighted: bool = False

@@ -103,9 +103,10 @@ def run_pass(
     infos = infos if ids is None else infos._replace(id=ids)
     local, summand, metrics, weight = result_shapes(a_pass, begin, infos)
     capacity, num_lanes = schedule.ids.shape[0], schedule.slot.shape[1]
-    stacked = isinstance(a_pass.aggregator.reduce, Stacked)
+    reduction = a_pass.aggregator.reduce
+    stacked = isinstance(reduction, Stacked)
     collected = _Collected(
-        tree.zeros(summand, (capacity,)) if stacked else tree.zeros(_in_sum_dtype(summand)),
+        tree.zero_sums(summand, reduction.weighted) if isinstance(reduction, Linear) else tree.zeros(summand, (capacity,)),
         jnp.zeros((capacity, *weight.shape)),
         begin.client_states,
         begin.encoder_states,
@@ -352,7 +353,3 @@ def _hand_over(a_pass, begin, info, local, encoder_state) -> _Handed:
     summand = a_pass.aggregator.receive(message, begin.shared)
     weight = jnp.where(takes_part, weight, 0)  # an encoder may weigh all clients alike
     return _Handed(result.update, summand, weight, result.state, encoder_state, result.metrics, finite, takes_part)
-
-
-def _in_sum_dtype(shapes):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, tree.sum_dtype(leaf.dtype)), shapes)
