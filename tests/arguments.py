@@ -634,7 +634,7 @@ TABLE = {
     ),
     ftx.algorithms.ditto: (
         {"task": TASK, "client_optimizer": SGD, "personal_learning_rate": 0.1, "proximal_strength": 0.1},
-        {**task, **server, "client_optimizer": optimizer, "personal_learning_rate": rate, "proximal_strength": rate},
+        {**averaged, "personal_learning_rate": rate, "proximal_strength": rate},
     ),
     ftx.algorithms.fed_avg: (
         {"task": TASK, "client_optimizer": SGD},
@@ -655,7 +655,7 @@ TABLE = {
     ),
     ftx.algorithms.fed_nova: (
         {"task": TASK, "client_optimizer": SGD},
-        {**task, **server, "client_optimizer": optimizer},
+        averaged,
     ),
     ftx.algorithms.fed_dyn: (
         {"task": TASK, "client_optimizer": SGD, "alpha": 0.1},
@@ -675,11 +675,11 @@ TABLE = {
     ),
     ftx.algorithms.reptile: (
         {"task": TASK, "client_optimizer": SGD, "server_learning_rate": 0.1},
-        {**task, "client_optimizer": optimizer, "server_learning_rate": rate},
+        {**task, "client_optimizer": optimizer, "server_learning_rate": rate, "aggregator": aggregator},
     ),
     ftx.algorithms.fed_ac: (
         {"task": TASK, "client_learning_rate": 0.1, "strong_convexity": 0.1, "local_steps": 1},
-        {**task, "client_learning_rate": rate, "strong_convexity": [*rate, 11.0], "local_steps": count},
+        {**task, "client_learning_rate": rate, "strong_convexity": [*rate, 11.0], "local_steps": count, "aggregator": aggregator},
     ),
     ftx.algorithms.adaptive_fed_prox: (
         {"task": TASK, "client_optimizer": SGD},
@@ -706,6 +706,7 @@ TABLE = {
             "server_learning_rate": [*rate, 0.0, 1.5],
             "staleness_weight": [0.5],
             "mu": rate,
+            "aggregator": aggregator,
         },
     ),
     ftx.algorithms.delayed_nesterov: (
@@ -718,11 +719,12 @@ TABLE = {
             "momentum": beta,
             "momentum_every": count,
             "momentum_between": [*rate, 0.5],
+            "aggregator": aggregator,
         },
     ),
     ftx.algorithms.fed_buff: (
         {"task": TASK, "client_optimizer": SGD, "max_staleness": 2},
-        {**task, **server, "client_optimizer": optimizer, "max_staleness": ["4", -1], "staleness_weight": [0.5]},
+        {**averaged, "max_staleness": ["4", -1], "staleness_weight": [0.5]},
     ),
     ftx.algorithms.ifca: (
         {"task": TASK, "client_optimizer": SGD, "num_clusters": 2},
@@ -757,7 +759,7 @@ TABLE = {
     ),
     ftx.algorithms.scaffold: (
         {"task": TASK, "client_learning_rate": 0.1},
-        {**task, **server, "client_learning_rate": rate},
+        {**task, **server, "client_learning_rate": rate, "aggregator": aggregator},
     ),
     ftx.aggregation.adaptive_clip: (
         {"quantile": 0.5},
