@@ -798,6 +798,7 @@ TABLE = {
         {"noise_multiplier": rate, "factorization": [3]},
     ),
     ftx.aggregation.drive: ({}, {}),
+    ftx.aggregation.quantize: ({"bits": 4}, {"bits": ["4", 3, 4.0], "bucket_size": count}),
     ftx.aggregation.fixed_mean: ({"denominator": 1.0}, {"denominator": rate, "max_weight": [*rate, 0.0]}),
     ftx.aggregation.gaussian_noise: ({"noise_multiplier": 1.0}, {"noise_multiplier": rate}),
     ftx.aggregation.geometric_median: ({}, {"num_iterations": count, "smoothing": ["little", 0.0]}),
