@@ -177,7 +177,8 @@ run_evaluation = Program(run_evaluation_uncompiled, static_argnames=("make_algor
 def one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population, axis=None, watch=None):
     """Runs a round on a schedule for each pass: (state, output)."""
     said: tuple[dict, dict, dict] = ({}, {}, {})
-    empty, left_out = jnp.bool_(False), []
+    empty = jnp.bool_(False)
+    left_out: list[Array] = []
     for number, (a_pass, schedule) in enumerate(zip(algorithm.passes, schedules, strict=True)):
         pass_key = prng.fold(round_key, "pass", number)
         watch_pass = None if watch is None else partial(watch, number)
