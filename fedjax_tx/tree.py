@@ -43,9 +43,9 @@ def cast(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
 
 
-def zero_sums(shapes: PyTree) -> PyTree:
-    """Returns zeros of the shapes of ``shapes`` in the dtypes in which such values are summed."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, sum_dtype(leaf.dtype)), shapes)
+def zero_sums(shapes: PyTree, weighted: bool = False) -> PyTree:
+    """Returns zeros of the shapes of ``shapes`` in the dtypes in which such values are summed, ``weighted`` or as they are."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, sum_dtype(leaf.dtype, weighted)), shapes)
 
 
 def zeros(shapes: PyTree, leading: tuple[int, ...] = ()) -> PyTree:
@@ -61,13 +61,13 @@ def zeros(shapes: PyTree, leading: tuple[int, ...] = ()) -> PyTree:
 
 
 def summand(value: PyTree, weight: Array, weighted: bool) -> PyTree:
-    """Returns what a client adds to a sum: its value in the dtype of sums, times its weight if ``weighted``; 0 at weight 0.
+    """Returns what a client adds to a sum: its value in the dtype of such sums, times its weight if ``weighted``; 0 at weight 0.
 
     At weight 0 the value is not looked at: 0 times an infinite update would be NaN.
     """
 
     def leaf(one):
-        one = one.astype(sum_dtype(one.dtype))
+        one = one.astype(sum_dtype(one.dtype, weighted))
         return jnp.where(weight > 0, weight.astype(one.dtype) * one if weighted else one, jnp.zeros_like(one))
 
     return jax.tree.map(leaf, value)
@@ -84,9 +84,9 @@ def all_finite(tree: PyTree, kept: int = 0) -> Bool[Array, "..."]:
     return jnp.array([jnp.isfinite(leaf).all(tuple(range(leaf.ndim - kept))) for leaf in floats], bool).all(0)
 
 
-def sum_dtype(dtype: np.dtype) -> np.dtype:
-    """Returns the dtype in which values of ``dtype`` are summed: float32 or wider for floats; integers keep their own."""
-    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
+def sum_dtype(dtype: np.dtype, weighted: bool = False) -> np.dtype:
+    """Returns the dtype in which values of ``dtype`` are summed: float32 or wider; integers keep theirs if not ``weighted``."""
+    return jnp.promote_types(dtype, jnp.float32) if weighted or jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
 def num_bytes(shapes: PyTree) -> int:

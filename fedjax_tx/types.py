@@ -82,7 +82,8 @@ class BatchShapes:
 class ClientInfo(NamedTuple):
     """Facts of the schedule about one client of a cohort; the executor stacks them along the cohort.
 
-    id: index of the client in the data set. slot: its position in the cohort. num_examples: how many examples it holds.
+    id: index of the client in the training data, also where another data set is evaluated; -1 there if it is not among the
+    training clients. slot: its position in the cohort. num_examples: how many examples it holds.
     num_steps: how many local steps it makes in this pass; where it has examples, 0 says that it dropped out. version: age in
     server updates of the model that it starts from (0 is the current one). covariates: what the cohort source says of it beside
     that (a dict of arrays, often empty); in its batches they are columns, alike in every row.
@@ -104,7 +105,7 @@ class ClientResult(NamedTuple):
 
     update: a dict of parts; the part ``delta`` is server - client, so that an optax optimiser at the server descends.
     weight: the client's weight in averages, a scalar >= 0; 0 takes no part. state: its new state, of the old one's shape.
-    metrics: ``{name: (value, weight)}`` of scalars.
+    metrics: ``{name: (value, weight)}`` of scalars. A client whose update, weight or state is not finite is left out.
     """
 
     update: Mapping[str, PyTree]
@@ -133,9 +134,10 @@ class ClientTrainer(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """Reduction by addition: summands stream into one accumulator, in float32 (integers keep their type and wrap around).
+    """Reduction by addition: summands stream into one accumulator, in float32.
 
-    weighted: whether the server multiplies each summand by its client's weight. A client of weight 0 is never added.
+    weighted: whether the server multiplies each summand by its client's weight; if not, integers keep their type and wrap around.
+    A client of weight 0 is never added.
     """
 
     weighted: bool = False
@@ -321,13 +323,15 @@ class FederatedAlgorithm(NamedTuple):
 
     ``init_params`` is None, or what ``result.params`` gave. ``evaluation`` is the pass that scores a client's own data with
     what the method would use there; its ``combine`` is never called. ``max_version``: how old a model, in server updates, the
-    method lets a client start from; a cohort with an older one is refused.
+    method lets a client start from; a cohort with an older one is refused. ``num_clients``: how many clients the training data
+    must have, where the method keeps something for each at the server; None: any number.
     """
 
     init: Callable[[Key[Array, ""], PyTree | None], ServerState]
     passes: tuple[Pass, ...]
     evaluation: Pass
     max_version: int = 0
+    num_clients: int | None = None
 
 
 class Cohort(NamedTuple):

@@ -405,7 +405,7 @@ TABLE = {
     ftx.data.uniform_cohorts: ({"clients_per_round": 2}, {"clients_per_round": count}),
     ftx.data.weighted_cohorts: (
         {"clients_per_round": 1, "weights": [1.0, 2.0]},
-        {"clients_per_round": [*count, 3], "weights": [["big"], [1.0, -1.0]]},
+        {"clients_per_round": [*count, 3], "weights": [["big"], [1.0, -1.0]], "exact": ["yes"]},
     ),
     ftx.models.adapters: ({"model": MODEL, "size": 1}, {"model": [3], "size": count, "where": [3, [], "haed"]}),
     ftx.models.add_lora: ({"params": {}, "model": ADAPTED, "key": jax.random.key(0)}, {"model": [3, MODEL], "key": [3]}),
@@ -641,7 +641,7 @@ TABLE = {
     ),
     ftx.algorithms.ditto: (
         {"task": TASK, "client_optimizer": SGD, "personal_learning_rate": 0.1, "proximal_strength": 0.1},
-        {**task, **server, "client_optimizer": optimizer, "personal_learning_rate": rate, "proximal_strength": rate},
+        {**averaged, "personal_learning_rate": rate, "proximal_strength": rate},
     ),
     ftx.algorithms.fed_avg: (
         {"task": TASK, "client_optimizer": SGD},
@@ -662,7 +662,7 @@ TABLE = {
     ),
     ftx.algorithms.fed_nova: (
         {"task": TASK, "client_optimizer": SGD},
-        {**task, **server, "client_optimizer": optimizer},
+        averaged,
     ),
     ftx.algorithms.fed_dyn: (
         {"task": TASK, "client_optimizer": SGD, "alpha": 0.1},
@@ -682,11 +682,11 @@ TABLE = {
     ),
     ftx.algorithms.reptile: (
         {"task": TASK, "client_optimizer": SGD, "server_learning_rate": 0.1},
-        {**task, "client_optimizer": optimizer, "server_learning_rate": rate},
+        {**task, "client_optimizer": optimizer, "server_learning_rate": rate, "aggregator": aggregator},
     ),
     ftx.algorithms.fed_ac: (
         {"task": TASK, "client_learning_rate": 0.1, "strong_convexity": 0.1, "local_steps": 1},
-        {**task, "client_learning_rate": rate, "strong_convexity": [*rate, 11.0], "local_steps": count},
+        {**task, "client_learning_rate": rate, "strong_convexity": [*rate, 11.0], "local_steps": count, "aggregator": aggregator},
     ),
     ftx.algorithms.adaptive_fed_prox: (
         {"task": TASK, "client_optimizer": SGD},
@@ -713,6 +713,7 @@ TABLE = {
             "server_learning_rate": [*rate, 0.0, 1.5],
             "staleness_weight": [0.5],
             "mu": rate,
+            "aggregator": aggregator,
         },
     ),
     ftx.algorithms.delayed_nesterov: (
@@ -725,11 +726,12 @@ TABLE = {
             "momentum": beta,
             "momentum_every": count,
             "momentum_between": [*rate, 0.5],
+            "aggregator": aggregator,
         },
     ),
     ftx.algorithms.fed_buff: (
         {"task": TASK, "client_optimizer": SGD, "max_staleness": 2},
-        {**task, **server, "client_optimizer": optimizer, "max_staleness": ["4", -1], "staleness_weight": [0.5]},
+        {**averaged, "max_staleness": ["4", -1], "staleness_weight": [0.5]},
     ),
     ftx.algorithms.ifca: (
         {"task": TASK, "client_optimizer": SGD, "num_clusters": 2},
@@ -764,7 +766,7 @@ TABLE = {
     ),
     ftx.algorithms.scaffold: (
         {"task": TASK, "client_learning_rate": 0.1},
-        {**task, **server, "client_learning_rate": rate},
+        {**task, **server, "client_learning_rate": rate, "aggregator": aggregator},
     ),
     ftx.aggregation.adaptive_clip: (
         {"quantile": 0.5},
@@ -803,6 +805,7 @@ TABLE = {
         {"noise_multiplier": rate, "factorization": [3]},
     ),
     ftx.aggregation.drive: ({}, {}),
+    ftx.aggregation.quantize: ({"bits": 4}, {"bits": ["4", 3, 4.0], "bucket_size": count}),
     ftx.aggregation.fixed_mean: ({"denominator": 1.0}, {"denominator": rate, "max_weight": [*rate, 0.0]}),
     ftx.aggregation.gaussian_noise: ({"noise_multiplier": 1.0}, {"noise_multiplier": rate}),
     ftx.aggregation.geometric_median: ({}, {"num_iterations": count, "smoothing": ["little", 0.0]}),

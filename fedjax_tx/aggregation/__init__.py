@@ -16,6 +16,7 @@ from fedjax_tx.aggregation.local_noise import local_noise
 from fedjax_tx.aggregation.mixing import nearest_neighbor_mixing
 from fedjax_tx.aggregation.noise import gaussian_noise
 from fedjax_tx.aggregation.parts import parts
+from fedjax_tx.aggregation.quantization import quantize
 from fedjax_tx.aggregation.rotation import rotate
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "nothing",
     "parts",
     "population_mean",
+    "quantize",
     "rotate",
     "rounded_norm",
     "skellam_mean",

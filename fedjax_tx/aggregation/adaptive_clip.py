@@ -56,7 +56,8 @@ def adaptive_clip(
 
     Args:
       behind: what the clipped updates go through, as in ``chain``; it reduces by a mean, since of a sum shares can't be told. A
-        mean of fixed denominator takes clients that did not come for half within, half not.
+        mean of fixed denominator takes clients that did not come for half within, half not. In a mean by weight the counts are
+        weighed too: the quantile is then one of examples, and of clients in ``mean(weighted=False)``.
       quantile: 0 to 1, the share of updates to be left unclipped. first_norm: > 0, the norm of the first round.
       learning_rate: >= 0, by how much the norm's logarithm moves at most in a round, but for noise.
       count_share: 0 < count_share < 1, the part of the squared length of what one client sends that its count has.
@@ -80,7 +81,9 @@ def adaptive_clip(
     def sent(update: PyTree, clip_norm: Array) -> dict[str, PyTree]:
         within = tree.norm(update) <= clip_norm
         scale = update_scale / clip_norm
-        scaled = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), clipped(update, clip_norm))
+        # Not in fewer bits than float32: what is scaled could be rounded to something longer.
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), update)
+        scaled = jax.tree.map(lambda leaf: leaf * scale, clipped(wide, clip_norm))
         return {"update": scaled, "count": jnp.where(within, count_scale, -count_scale).astype(jnp.float32)}
 
     def init(update):

@@ -23,7 +23,8 @@ def aggregate(
       state: the aggregator's state from the call before; None starts anew.
       key: a JAX key for aggregators that draw random numbers; None stands for ``jax.random.key(0)``.
 
-    Returns: (update, state, info). Client states of encoders start anew in each call.
+    Returns: (update, state, info). The update has the dtypes of the updates, but a mean of integers is in float32. Client states
+    of encoders start anew in each call. Under ``jit`` or ``vmap`` what weights are is not checked.
 
     Errors: ``ValueError`` if a leaf or ``weights`` has another number of clients, a weight is negative or not finite, or there
     are more clients than the aggregator takes.
@@ -54,17 +55,21 @@ def aggregate_arrays(aggregator: Aggregator, stacked_updates: PyTree, weights: A
     count = jnp.int32(weights.shape[0])
     rows, totals = Rows(stacked_updates, weights, weights > 0), Totals(weights.sum(), count, count, count)
     update, state, info = aggregate_rows(aggregator, rows, totals, state, key)
-    update = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), update, template)
-    return update, state, dict(info)
+
+    def as_given(leaf, like):
+        return leaf.astype(like.dtype) if jnp.issubdtype(like.dtype, jnp.floating) else leaf  # a mean of integers is none
+
+    return jax.tree.map(as_given, update, template), state, dict(info)
 
 
 def _checked_weights(weights):
-    array = np.asarray(weights)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weights))
+    array = jnp.asarray(weights) if traced else np.asarray(weights)
     if array.dtype.kind not in "fiub":
         check.fail_type("weights", "an array of numbers, one for each client", weights)
     if array.ndim != 1 or array.size == 0:
         check.fail_value("weights", "to have shape [client] with at least one client", array.shape)
-    if not np.isfinite(array).all() or (array < 0).any():
+    if not traced and (not np.isfinite(array).all() or (array < 0).any()):
         bad = array[~np.isfinite(array) | (array < 0)][0]
         check.fail_value("weights", "to be finite and >= 0", float(bad))
     return array.astype(np.float32)

@@ -81,10 +81,19 @@ def clip_layers(max_norm: float | Array | Mapping[str, float | Array]) -> Aggreg
 
 
 def clipped(update: PyTree, max_norm: float | Array) -> PyTree:
-    """Returns update * min(1, max_norm / ||update||), the norm over all leaves together; 0 if that is not finite."""
+    """Returns update * min(1, max_norm / ||update||), the norm over all leaves together; 0 if that is not finite.
+
+    A leaf of fewer bits than float32 is scaled by a little less, lest what it is rounded to be longer.
+    """
     norm = tree.norm(update)
     scale = jnp.minimum(1, max_norm / jnp.where(norm > 0, norm, 1))
-    return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(norm), leaf * scale, 0).astype(leaf.dtype), update)
+
+    def leaf(one):
+        narrow = jnp.issubdtype(one.dtype, jnp.floating) and jnp.finfo(one.dtype).bits < 32
+        own = jnp.where(scale < 1, scale * (1 - float(jnp.finfo(one.dtype).eps)), 1) if narrow else scale
+        return jnp.where(jnp.isfinite(norm), one * own, 0).astype(one.dtype)
+
+    return jax.tree.map(leaf, update)
 
 
 def _layers(update: PyTree, max_norm: float | Array | Mapping[str, float | Array]) -> list[tuple[list[int], float | Array]]:

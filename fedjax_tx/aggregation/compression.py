@@ -1,5 +1,8 @@
 """Sending less: the largest coordinates with error feedback, and one bit a coordinate."""
 
+import math
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 
@@ -31,7 +34,7 @@ def top_k(fraction: float, *, error_feedback: bool = True) -> Aggregator:
 
     def encode(update, weight, shared, client_state, client_key, round_key):
         wanted = shared.ravel(update) + (client_state if error_feedback else 0)
-        _, places = jax.lax.top_k(jnp.abs(wanted), _count(fraction, shared.size))
+        _, places = jax.lax.top_k(jnp.abs(wanted), count_of(fraction, shared.size))
         message = {"values": wanted[places], "places": places.astype(jnp.int32)}
         if not error_feedback:
             return message, weight, client_state
@@ -82,5 +85,6 @@ def drive() -> Aggregator:
     return stage("drive()", init=Structure.of, encode=encode, receive=receive)
 
 
-def _count(fraction: float, size: int) -> int:
-    return max(1, min(size, -int(-fraction * size // 1)))
+def count_of(fraction: float, size: int) -> int:
+    """Returns how many coordinates of ``size`` a share is, rounded up: the share as it is written, not as it is in binary."""
+    return math.ceil(Fraction(str(fraction)) * size)

@@ -1,4 +1,7 @@
-"""Reductions by addition: the weighted mean, means over a denominator that is known beforehand, and the plain sum."""
+"""Reductions by addition: the weighted mean, means over a denominator that is known beforehand, and the plain sum.
+
+Means weigh each update, if only by 1: so integers, too, are summed as numbers, which only ``total`` adds in their own type.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ def mean(*, weighted: bool = True) -> Aggregator:
 
     Args:
       weighted: whether a client counts by its weight n_k, as a rule its number of examples; or all alike (a weight of 0 still
-        takes no part), which is right where cohorts are drawn in proportion to size (``ftx.data.weighted_cohorts``).
+        takes no part), as where clients come the more often the larger they are (``ftx.data.weighted_cohorts``, ``exact=True``).
 
     Example:
       >>> import fedjax_tx as ftx
@@ -31,7 +34,7 @@ def mean(*, weighted: bool = True) -> Aggregator:
         return jax.tree.map(lambda leaf: leaf * scale, reduced), state, {}
 
     name, encode = ("mean()", unchanged) if weighted else ("mean(weighted=False)", _count_once)
-    return stage(name, encode=encode, reduce=Linear(weighted=weighted), decode=decode, reads_update=False)
+    return stage(name, encode=encode, reduce=Linear(weighted=True), decode=decode, reads_update=False)
 
 
 def fixed_mean(denominator: float | Array, max_weight: float | Array | None = None) -> Aggregator:
@@ -68,7 +71,7 @@ def fixed_mean(denominator: float | Array, max_weight: float | Array | None = No
     return stage(
         f"fixed_mean({denominator}{'' if max_weight is None else f', max_weight={max_weight}'})",
         encode=_count_once if max_weight is None else bounded,
-        reduce=Linear(weighted=max_weight is not None),
+        reduce=Linear(weighted=True),
         decode=decode,
         releases_empty=True,
         reads_update=False,
@@ -93,7 +96,7 @@ def population_mean() -> Aggregator:
         scale = 1 / jnp.maximum(totals.population, 1)
         return jax.tree.map(lambda leaf: leaf * scale, reduced), state, {}
 
-    return stage("population_mean()", encode=_count_once, reduce=Linear(), decode=decode, reads_update=False)
+    return stage("population_mean()", encode=_count_once, reduce=Linear(weighted=True), decode=decode, reads_update=False)
 
 
 def total() -> Aggregator:

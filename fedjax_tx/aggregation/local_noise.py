@@ -18,6 +18,8 @@ def local_noise(noise_multiplier: float | Array) -> Aggregator:
     costs over rounds says ``ftx.privacy.epsilon_of_messages``. It is dear: the sum of n messages has n times the variance that
     noise behind the sum would need for the same promise to the world, sqrt(n) * noise_multiplier * s in standard deviation.
 
+    Noise is drawn, and the message sent, in float32 at least, whatever the update's dtype.
+
     What leaves this stage has no bounded norm, so noise behind the reduction has nothing to be calibrated from: a chain
     refuses it. The info ``summed_noise_stddev`` is the noise of the plain sum of the messages that came.
 

@@ -66,7 +66,13 @@ def gaussian_noise(noise_multiplier: float | Array) -> Aggregator:
 
 
 def standard_normal(like: PyTree, key: Key[Array, ""]) -> PyTree:
-    """Returns independent standard normal numbers in the shapes and dtypes of ``like``."""
+    """Returns independent standard normal numbers in the shapes of ``like`` and its dtypes, but in float32 at least.
+
+    In fewer bits they would be one of a few hundred numbers and not Gaussian any more.
+    """
     leaves, structure = jax.tree.flatten(like)
-    drawn = [jax.random.normal(prng.fold(key, "noise", number), leaf.shape, leaf.dtype) for number, leaf in enumerate(leaves)]
-    return jax.tree.unflatten(structure, drawn)
+
+    def drawn(number, leaf):
+        return jax.random.normal(prng.fold(key, "noise", number), leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return jax.tree.unflatten(structure, [drawn(number, leaf) for number, leaf in enumerate(leaves)])

@@ -53,7 +53,7 @@ def agnostic(
 
     Args:
       task: what is learned. client_optimizer: starts anew at each client in each round.
-      num_clients: N >= 1, of the training data; a client beyond it is left out of every round.
+      num_clients: N >= 1, of the training data; another number is refused when a run begins.
       mixture_learning_rate: gamma_lambda >= 0. server_optimizer: as of ``fed_avg``.
 
     A client's state is its loss at the start of its last round. Metrics: ``start_loss``, the F_k, and ``loss`` on the way. The
@@ -86,7 +86,7 @@ def agnostic(
 
     losses = Pass(keep_loss(task), nothing(), broadcast_model, lambda state, aggregate, key: (state, {}), whole_data)
     training = Pass(_weighted_sgd(task, client_optimizer), total(), _broadcast, combine, travels=_travels)
-    return FederatedAlgorithm(init, (losses, training), model_evaluation(task))
+    return FederatedAlgorithm(init, (losses, training), model_evaluation(task), num_clients=num_clients)
 
 
 def _broadcast(state) -> AgnosticBroadcast:
@@ -104,12 +104,11 @@ def _weighted_sgd(task: Task, optimizer: optax.GradientTransformation) -> Client
 
     def finish(broadcast, info, local):
         result = plain.finish(broadcast, info, local)
-        # A client without a place has no number: what is not finite takes no part.
-        weight = broadcast.mixture.at[info.id].get(mode="fill", fill_value=jnp.nan)
+        weight = broadcast.mixture[info.id]
         update = {
             "delta": jax.tree.map(lambda leaf: weight * leaf.astype(jnp.float32), result.update["delta"]),
             "mass": weight,
-            "losses": jnp.zeros_like(broadcast.mixture).at[info.id].set(result.state, mode="drop"),
+            "losses": jnp.zeros_like(broadcast.mixture).at[info.id].set(result.state),
             "clients": jnp.float32(1),
         }
         return result._replace(update=update)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Int
 
 from fedjax_tx import check
 from fedjax_tx.algorithms.fed_buff import fed_buff
-from fedjax_tx.types import FederatedAlgorithm, PyTree, Task
+from fedjax_tx.types import Aggregator, FederatedAlgorithm, PyTree, Task
 
 
 def delayed_nesterov(
@@ -33,6 +33,7 @@ def delayed_nesterov(
     momentum: float | Array = 0.9,
     momentum_every: int = 4,
     momentum_between: float | Array = 0.0,
+    aggregator: Aggregator | None = None,
 ) -> FederatedAlgorithm:
     """Asynchronous training with delayed Nesterov momentum; use it with ``ftx.data.async_cohorts`` of ``buffer_size=1``.
 
@@ -43,6 +44,7 @@ def delayed_nesterov(
       server_learning_rate: eta > 0. momentum: beta, 0 <= beta < 1. momentum_every: N >= 1, in the paper the number of clients
         that train at a time.
       momentum_between: c, the part of the momentum's push at each step between, 0 to 1 / N.
+      aggregator: as of ``fed_buff``.
 
     Client metrics: as of ``fed_buff``.
 
@@ -57,7 +59,7 @@ def delayed_nesterov(
     check.integer("momentum_every", momentum_every, low=1)
     check.number("momentum_between", momentum_between, low=0, high=1 / momentum_every)
     server = delayed_momentum(server_learning_rate, momentum, momentum_every, momentum_between)
-    return fed_buff(task, client_optimizer, max_staleness, server, jnp.ones_like)
+    return fed_buff(task, client_optimizer, max_staleness, server, jnp.ones_like, aggregator)
 
 
 class DelayedMomentum(NamedTuple):

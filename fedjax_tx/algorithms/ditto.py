@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_tx import check
-from fedjax_tx.aggregation import mean, nothing
+from fedjax_tx.aggregation import check_complete, mean, nothing
 from fedjax_tx.algorithms.server import broadcast_model, init_server, optax_server
 from fedjax_tx.clients import (
     ModelBroadcast,
@@ -35,7 +35,7 @@ from fedjax_tx.clients import (
     local_sgd,
     no_metrics,
 )
-from fedjax_tx.types import ClientResult, ClientTrainer, FederatedAlgorithm, Metrics, Pass, PyTree, Task
+from fedjax_tx.types import Aggregator, ClientResult, ClientTrainer, FederatedAlgorithm, Metrics, Pass, PyTree, Task
 
 
 def ditto(
@@ -44,13 +44,14 @@ def ditto(
     personal_learning_rate: Any,
     proximal_strength: Any,
     server_optimizer: optax.GradientTransformation | None = None,
+    aggregator: Aggregator | None = None,
 ) -> FederatedAlgorithm:
     """Federated averaging, with a model of its own for each client, held near the global one.
 
     Args:
       task: what is learned. client_optimizer: trains the global model at a client; starts anew in each round.
       personal_learning_rate: eta > 0. proximal_strength: lambda >= 0.
-      server_optimizer: as in ``fed_avg``, by default ``optax.sgd(1.0)``.
+      server_optimizer, aggregator: as of ``fed_avg``; they see the global model only.
 
     Client metrics in training: ``loss`` of the global model, as FedAvg reports it, and ``personal_loss``. In evaluation ``loss``
     and the task's metrics are those of the personal model, and with the prefix ``global_`` those of the global one.
@@ -65,13 +66,15 @@ def ditto(
       1
     """
     server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    aggregator = mean() if aggregator is None else aggregator
     check.instance("task", task, Task, "a Task")
     check.instance("client_optimizer", client_optimizer, optax.GradientTransformation, "an optax optimiser")
     check.instance("server_optimizer", server_optimizer, optax.GradientTransformation, "an optax optimiser")
     check.number("personal_learning_rate", personal_learning_rate, above=0)
     check.number("proximal_strength", proximal_strength, low=0)
+    check_complete("aggregator", aggregator)
     trainer = train_both(task, client_optimizer, personal_learning_rate, proximal_strength)
-    training = Pass(trainer, mean(), broadcast_model, optax_server(server_optimizer))
+    training = Pass(trainer, aggregator, broadcast_model, optax_server(server_optimizer))
     evaluation = Pass(evaluate_both(task), nothing(), broadcast_model, lambda state, aggregate, key: (state, {}))
     return FederatedAlgorithm(init_server(task, server_optimizer), (training,), evaluation)
 

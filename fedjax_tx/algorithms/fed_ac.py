@@ -25,11 +25,21 @@ import optax
 from jaxtyping import Array
 
 from fedjax_tx import check, tree
-from fedjax_tx.aggregation import mean, parts
+from fedjax_tx.aggregation import check_complete, mean, parts
 from fedjax_tx.algorithms.fed_avg import model_evaluation
 from fedjax_tx.algorithms.server import init_server, optax_server
 from fedjax_tx.clients import add_metrics, batch_gradient, client_weight, no_metrics
-from fedjax_tx.types import ClientResult, ClientTrainer, FederatedAlgorithm, Metrics, Pass, PyTree, ServerState, Task
+from fedjax_tx.types import (
+    Aggregator,
+    ClientResult,
+    ClientTrainer,
+    FederatedAlgorithm,
+    Metrics,
+    Pass,
+    PyTree,
+    ServerState,
+    Task,
+)
 
 
 class FedAcBroadcast(NamedTuple):
@@ -48,13 +58,18 @@ class _Training(NamedTuple):
 
 
 def fed_ac(
-    task: Task, client_learning_rate: float | Array, strong_convexity: float | Array, local_steps: int
+    task: Task,
+    client_learning_rate: float | Array,
+    strong_convexity: float | Array,
+    local_steps: int,
+    aggregator: Aggregator | None = None,
 ) -> FederatedAlgorithm:
     """FedAc: Nesterov's acceleration within the clients' local steps.
 
     Args:
       task: what is learned. client_learning_rate: eta > 0.
       strong_convexity: mu, 0 < mu <= 1 / eta. local_steps: K >= 1, of a typical client in a round.
+      aggregator: of each of the two points on its own, as of ``fed_avg``.
 
     Round info: ``update_norm`` of the model.
 
@@ -70,6 +85,7 @@ def fed_ac(
     known = not isinstance(eta, jax.core.Tracer)
     check.number("strong_convexity", strong_convexity, above=0, high=1 / float(eta) if known else None)
     check.integer("local_steps", local_steps, low=1)
+    aggregator = check_complete("aggregator", mean() if aggregator is None else aggregator)
     server_optimizer = optax.sgd(1.0)
     init_model, step_model = init_server(task, server_optimizer), optax_server(server_optimizer)
 
@@ -86,7 +102,7 @@ def fed_ac(
         return state._replace(extra=ahead), info
 
     trainer = _accelerated_sgd(task, eta, strong_convexity, local_steps)
-    training = Pass(trainer, parts(delta=mean(), ahead=mean()), broadcast, combine)
+    training = Pass(trainer, parts(delta=aggregator, ahead=aggregator), broadcast, combine)
     return FederatedAlgorithm(init, (training,), model_evaluation(task))
 
 

@@ -27,7 +27,7 @@ from fedjax_tx import check
 from fedjax_tx.algorithms.fed_buff import asynchronous, train_from_ring
 from fedjax_tx.algorithms.fed_prox import add_price
 from fedjax_tx.clients import local_sgd
-from fedjax_tx.types import FederatedAlgorithm, Task
+from fedjax_tx.types import Aggregator, FederatedAlgorithm, Task
 
 
 def fed_async(
@@ -37,6 +37,7 @@ def fed_async(
     server_learning_rate: float | Array = 0.6,
     staleness_weight: Callable[[jax.Array], jax.Array] = lambda staleness: (1 + staleness) ** -0.5,
     mu: float | Array = 0.0,
+    aggregator: Aggregator | None = None,
 ) -> FederatedAlgorithm:
     """Mixes each client's model into the server's when it arrives; use it with ``ftx.data.async_cohorts`` of ``buffer_size=1``.
 
@@ -45,7 +46,7 @@ def fed_async(
       max_staleness: the oldest start that the server can serve, in server steps, >= 0: it keeps as many parameters, and one more.
         A cohort source whose ``max_staleness`` is greater is refused before anything compiles.
       server_learning_rate: alpha, 0 < alpha <= 1. staleness_weight: s, a JAX function of a float scalar.
-      mu: >= 0, the price of the distance from where a client started.
+      mu: >= 0, the price of the distance from where a client started. aggregator: as of ``fed_buff``.
 
     Client metrics: as of ``fed_buff``.
 
@@ -65,4 +66,4 @@ def fed_async(
 
     inner = local_sgd(task, client_optimizer, change_gradient=partial(add_price, mu))
     trainer = train_from_ring(inner, staleness_weight, from_now=True)
-    return asynchronous(task, trainer, optax.sgd(server_learning_rate), max_staleness)
+    return asynchronous(task, trainer, optax.sgd(server_learning_rate), max_staleness, aggregator)

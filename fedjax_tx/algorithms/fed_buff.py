@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_tx import check, tree
-from fedjax_tx.aggregation import mean
+from fedjax_tx.aggregation import check_complete, mean
 from fedjax_tx.algorithms.fed_avg import model_evaluation
 from fedjax_tx.algorithms.server import init_server, optax_server
 from fedjax_tx.clients import ModelBroadcast, local_sgd
-from fedjax_tx.types import ClientTrainer, FederatedAlgorithm, Pass, PyTree, Task
+from fedjax_tx.types import Aggregator, ClientTrainer, FederatedAlgorithm, Pass, PyTree, Task
 
 
 def fed_buff(
@@ -39,6 +39,7 @@ def fed_buff(
     max_staleness: int,
     server_optimizer: optax.GradientTransformation | None = None,
     staleness_weight: Callable[[jax.Array], jax.Array] = lambda staleness: (1 + staleness) ** -0.5,
+    aggregator: Aggregator | None = None,
 ) -> FederatedAlgorithm:
     """Asynchronous training with a buffer of updates; use it with ``ftx.data.async_cohorts``.
 
@@ -49,7 +50,7 @@ def fed_buff(
       max_staleness: the oldest start that the server can serve, in server steps, >= 0: it keeps as many parameters, and one more.
         A cohort source whose ``max_staleness`` is greater is refused before anything compiles.
       server_optimizer: takes the buffer's mean for a gradient; by default ``optax.sgd(1.0)``.
-      staleness_weight: s(tau), a JAX function of a float scalar.
+      staleness_weight: s(tau), a JAX function of a float scalar. aggregator: as of ``fed_avg``; it sees what s has scaled.
 
     Client metrics: ``loss``; ``staleness``; and each number that the cohort source tells of a client (its covariates), all
     clients counting alike: with ``async_cohorts`` the time of the server's step reaches the history as ``train/virtual_time``.
@@ -68,13 +69,18 @@ def fed_buff(
     max_staleness = check.integer("max_staleness", max_staleness, low=0)
     check.function("staleness_weight", staleness_weight)
     trainer = train_from_ring(local_sgd(task, client_optimizer), staleness_weight)
-    return asynchronous(task, trainer, server_optimizer, max_staleness)
+    return asynchronous(task, trainer, server_optimizer, max_staleness, aggregator)
 
 
 def asynchronous(
-    task: Task, trainer: ClientTrainer, server_optimizer: optax.GradientTransformation, max_staleness: int
+    task: Task,
+    trainer: ClientTrainer,
+    server_optimizer: optax.GradientTransformation,
+    max_staleness: int,
+    aggregator: Aggregator | None,
 ) -> FederatedAlgorithm:
     """The method whose server keeps a ring of ``max_staleness`` + 1 models and steps along the mean of each buffer's updates."""
+    aggregator = check_complete("aggregator", mean() if aggregator is None else aggregator)
     init_model, step_server = init_server(task, server_optimizer), optax_server(server_optimizer)
 
     def init(key, init_params=None):
@@ -85,14 +91,25 @@ def asynchronous(
     def combine(state, aggregate, key):
         stepped, info = step_server(state, aggregate, key)
         # The clock counts a buffer of clients without examples as a step too: the ring moves, the parameters stay.
-        someone = aggregate["mass"] > 0
-        params, optimizer = tree.where(someone, (stepped.params, stepped.optimizer), (state.params, state.optimizer))
+        params, optimizer = tree.where(
+            aggregate["released"], (stepped.params, stepped.optimizer), (state.params, state.optimizer)
+        )
         ring = jax.tree.map(lambda new, old: jnp.concatenate([new[None], old[:-1]]), params, state.extra)
         return state._replace(params=params, optimizer=optimizer, extra=ring), info
 
-    aggregator = mean()._replace(releases_empty=True)
-    training = Pass(trainer, aggregator, broadcast_ring, combine, travels=_one_model)
+    training = Pass(trainer, _every_buffer(aggregator), broadcast_ring, combine, travels=_one_model)
     return FederatedAlgorithm(init, (training,), model_evaluation(task), max_version=max_staleness)
+
+
+def _every_buffer(aggregator: Aggregator) -> Aggregator:
+    """The aggregator in whose every round the server does something; ``released`` says whether it has an aggregate."""
+
+    def decode(reduced, totals, state, key):
+        aggregate, new, info = aggregator.decode(reduced, totals, state, key)
+        released = (totals.weight > 0) | aggregator.releases_empty
+        return {**aggregate, "released": released}, tree.where(released, new, state), info
+
+    return aggregator._replace(decode=decode, releases_empty=True)
 
 
 class RingBroadcast(NamedTuple):
@@ -109,14 +126,14 @@ def broadcast_ring(state) -> RingBroadcast:
 
 def _one_model(broadcast, message):
     """The ring is how past models are at hand in a simulation; a client receives one of them and sends one."""
-    return (tree.take(broadcast.ring, 0), broadcast.frozen), message["delta"]
+    return (tree.take(broadcast.ring, 0), broadcast.frozen), message
 
 
 def train_from_ring(inner: ClientTrainer, staleness_weight: Callable, from_now: bool = False) -> ClientTrainer:
     """A client that trains from the parameters of its version; its update is scaled by the weight of its staleness.
 
     ``from_now``: whether the update is how far the server's current parameters are from the client's, in place of those it began
-    with. The update has a second part, ``mass``: 1, so that its mean is 0 where nobody took part.
+    with.
     """
 
     def received(broadcast, info):
@@ -139,6 +156,6 @@ def train_from_ring(inner: ClientTrainer, staleness_weight: Callable, from_now: 
         delta = jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), delta)
         told = {name: (value.astype(jnp.float32), once) for name, value in info.covariates.items() if value.ndim == 0}
         metrics = {**told, **result.metrics, "staleness": (staleness, once)}
-        return result._replace(update={"delta": delta, "mass": once}, metrics=metrics)
+        return result._replace(update={"delta": delta}, metrics=metrics)
 
     return ClientTrainer(inner.init_state, start, step, finish)

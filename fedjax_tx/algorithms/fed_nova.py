@@ -23,17 +23,18 @@ import optax
 from jaxtyping import Array, Float
 
 from fedjax_tx import check
-from fedjax_tx.aggregation import mean, parts
+from fedjax_tx.aggregation import check_complete, mean, parts
 from fedjax_tx.algorithms.fed_avg import model_evaluation
 from fedjax_tx.algorithms.server import broadcast_model, init_server, optax_server
 from fedjax_tx.clients import local_sgd
-from fedjax_tx.types import ClientTrainer, FederatedAlgorithm, Pass, PyTree, Task
+from fedjax_tx.types import Aggregator, ClientTrainer, FederatedAlgorithm, Pass, PyTree, Task
 
 
 def fed_nova(
     task: Task,
     client_optimizer: optax.GradientTransformation,
     server_optimizer: optax.GradientTransformation | None = None,
+    aggregator: Aggregator | None = None,
 ) -> FederatedAlgorithm:
     """FedNova: averages what clients do per step, so that one who makes more steps does not count for more.
 
@@ -43,6 +44,7 @@ def fed_nova(
       task: what is learned.
       client_optimizer: starts anew at each client in each round; as a rule SGD, with or without momentum.
       server_optimizer: takes the normalised mean of server - client for a gradient; by default ``optax.sgd(1.0)``.
+      aggregator: of the normalised changes, as of ``fed_avg``; their lengths are averaged by weight.
 
     Round info: ``update_norm``; ``mean_length``, eta tau_eff.
 
@@ -54,9 +56,11 @@ def fed_nova(
       'parts(delta=mean(), length=mean())'
     """
     server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    aggregator = mean() if aggregator is None else aggregator
     check.instance("task", task, Task, "a Task")
     check.instance("client_optimizer", client_optimizer, optax.GradientTransformation, "an optax optimiser")
     check.instance("server_optimizer", server_optimizer, optax.GradientTransformation, "an optax optimiser")
+    check_complete("aggregator", aggregator)
     step_server = optax_server(server_optimizer)
 
     def combine(state, aggregate, key):
@@ -66,7 +70,7 @@ def fed_nova(
         return state, {**info, "mean_length": length}
 
     trainer = _normalised_sgd(task, client_optimizer)
-    training = Pass(trainer, parts(delta=mean(), length=mean()), broadcast_model, combine)
+    training = Pass(trainer, parts(delta=aggregator, length=mean()), broadcast_model, combine)
     return FederatedAlgorithm(init_server(task, server_optimizer), (training,), model_evaluation(task))
 
 

@@ -7,8 +7,8 @@ arXiv 1812.06127, Algorithm 2. From the server's parameters w_t a client minimis
 so each gradient gets mu (w - w_t) added; mu = 0 is federated averaging. Clients that make fewer steps than others (the paper's
 inexact solutions) are ``LocalWork(batch_size, steps=array)``.
 
-Where we deviate: the paper draws clients in proportion to their data and averages them alike, which is ``weighted_cohorts`` and
-the aggregator ``mean(weighted=False)``; by default clients count by their data.
+Where we deviate: the paper draws clients in proportion to their data and averages them alike, which is the aggregator
+``mean(weighted=False)`` with ``weighted_cohorts(..., exact=True)``; by default clients count by their data.
 
 The paper's experiments with a mu that adapts itself (section 5.3.2): with f the global training loss,
 

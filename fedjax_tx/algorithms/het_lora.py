@@ -34,11 +34,11 @@ def het_lora(
     Args:
       task: one that trains adapters and freezes the kernels beside them, such as ``ftx.tasks.freeze(task, "*lora*")``.
       client_optimizer: starts anew at each client in each round.
-      ranks: integers [client] >= 1, one for each client of the data set; a layer's whole rank where that is smaller. A client
-        beyond the last one has the rank NaN: each round leaves it out and names it in ``not_finite``.
+      ranks: integers [client] >= 1, one for each client of the training data; a layer's whole rank where that is smaller.
       norm_weighted: whether clients count by the norm of what their adapters add; or by their numbers of examples.
 
-    Evaluation scores on each client's data what that client would use: adapters cut to its rank.
+    Evaluation scores on each client's data what that client would use: adapters cut to its rank. A client that is not among the
+    training clients has none and is scored with the whole adapters.
 
     Errors: ``ValueError`` if the task trains no adapters, or naming a layer whose kernel it trains or whose A or B it freezes.
 
@@ -55,8 +55,8 @@ def het_lora(
     server_optimizer, plain = optax.sgd(1.0), local_sgd(task, client_optimizer)
 
     def cut(params: PyTree, info) -> PyTree:
-        rank = jnp.asarray(table).at[info.id].get(mode="fill", fill_value=jnp.nan)
-        return cut_rank(params, rank)
+        whole = jnp.iinfo(jnp.int32).max
+        return cut_rank(params, jnp.where(info.id < 0, whole, jnp.asarray(table)[info.id]))
 
     def received(broadcast, info):
         return broadcast._replace(params=cut(broadcast.params, info))
@@ -74,10 +74,10 @@ def het_lora(
 
     training = Pass(plain._replace(start=start, finish=finish), mean(), broadcast_model, optax_server(server_optimizer))
     evaluation = Pass(_as_received(local_evaluation(task), received), nothing(), broadcast_model, _keep)
-    return FederatedAlgorithm(init_server(task, server_optimizer), (training,), evaluation)
+    return FederatedAlgorithm(init_server(task, server_optimizer), (training,), evaluation, num_clients=table.size)
 
 
-def cut_rank(params: PyTree, rank: int | float | Array) -> PyTree:
+def cut_rank(params: PyTree, rank: int | Array) -> PyTree:
     """Returns parameters in which each adapter has only its first ``rank`` columns of A and rows of B, the others 0.
 
     Example:
@@ -90,8 +90,7 @@ def cut_rank(params: PyTree, rank: int | float | Array) -> PyTree:
         axis = {"lora_a": -1, "lora_b": -2}.get(path[-1].key)
         if axis is None:
             return leaf
-        # 0 times NaN is NaN: a client without a rank must not pass for one of rank 0.
-        kept = (jnp.arange(leaf.shape[axis]) < rank) + 0.0 * jnp.asarray(rank, leaf.dtype)
+        kept = jnp.arange(leaf.shape[axis]) < rank
         return leaf * (kept if axis == -1 else kept[:, None]).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(cut, params)
@@ -139,4 +138,4 @@ def _check_ranks(ranks: Sequence[int] | np.ndarray) -> np.ndarray:
         check.fail_type("ranks", "integers, one for each client", ranks)
     if table.ndim != 1 or not table.size or table.min() < 1:
         check.fail_value("ranks", "to be integers >= 1, one for each client", ranks)
-    return table.astype(np.float32)
+    return np.minimum(table, np.iinfo(np.int32).max).astype(np.int32)

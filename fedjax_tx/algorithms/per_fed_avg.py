@@ -117,7 +117,8 @@ def per_fed_avg_hf(
 
     Args:
       task, client_optimizer, personal_learning_rate, tuning_steps, server_optimizer, aggregator: as of ``per_fed_avg``.
-      delta: > 0, how far the two gradients are taken from w, in lengths of g; if too small, rounding drowns the difference.
+      delta: > 0, how far the two gradients are taken from w, in lengths of g; if too small, rounding drowns the difference. They
+        are taken in single precision at least; so must the task compute, or a larger delta is needed.
 
     Example:
       >>> import fedjax_tx as ftx
@@ -132,8 +133,11 @@ def per_fed_avg_hf(
         pair, gradient = jax.value_and_grad(loss, has_aux=True)(tuned, rest)
 
         def slope(sign):
-            there = jax.tree.map(lambda leaf, g: (leaf + sign * delta * g).astype(leaf.dtype), params, gradient)
-            return jax.grad(loss, has_aux=True)(there, first)[0]
+            def beside(leaf, g):
+                wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))  # in fewer bits w + delta g would be w
+                return (wide + sign * delta * g).astype(wide.dtype)
+
+            return jax.grad(loss, has_aux=True)(jax.tree.map(beside, params, gradient), first)[0]
 
         def corrected(g, ahead, behind):
             return (g - personal_learning_rate * (ahead - behind) / (2 * delta)).astype(g.dtype)

@@ -9,8 +9,8 @@ the server takes w <- w - sum_k delta_k / sum_k h_k. L stands for the gradients'
 the clients' learning rate. One round is two passes: the losses, which clients keep, and the training.
 
 Where this deviates: clients of a cohort count alike, whatever their size; the paper gets the p_k = n_k / n by drawing clients in
-that proportion, and with uniform cohorts the objective's p_k are equal. Losses are taken for at least 1e-10, so that F^{q-1} is
-finite for q < 1; the task's loss must not be negative.
+that proportion (``weighted_cohorts(..., exact=True)``), and with uniform cohorts the objective's p_k are equal. Losses are taken
+for at least 1e-10, so that F^{q-1} is finite for q < 1; the task's loss must not be negative.
 """
 
 import jax

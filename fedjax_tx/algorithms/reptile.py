@@ -20,19 +20,21 @@ from jaxtyping import Array
 from fedjax_tx import check
 from fedjax_tx.aggregation import mean
 from fedjax_tx.algorithms.fed_avg import fed_avg
-from fedjax_tx.types import FederatedAlgorithm, Task
+from fedjax_tx.types import Aggregator, FederatedAlgorithm, Task
 
 
 def reptile(
     task: Task,
     client_optimizer: optax.GradientTransformation,
     server_learning_rate: float | Array | Callable[[Array], Array],
+    aggregator: Aggregator | None = None,
 ) -> FederatedAlgorithm:
     """Reptile: parameters that a client makes its own in few steps.
 
     Args:
       task: what is learned. client_optimizer: starts anew at each client in each round.
       server_learning_rate: epsilon > 0, or a schedule of optax over rounds, such as ``optax.linear_schedule(1.0, 0.0, 500)``.
+      aggregator: as of ``fed_avg``; by default the mean in which clients count alike.
 
     Example:
       >>> import fedjax_tx as ftx
@@ -43,4 +45,5 @@ def reptile(
     """
     if not callable(server_learning_rate):
         check.number("server_learning_rate", server_learning_rate, above=0)
-    return fed_avg(task, client_optimizer, optax.sgd(server_learning_rate), mean(weighted=False))
+    aggregator = mean(weighted=False) if aggregator is None else aggregator
+    return fed_avg(task, client_optimizer, optax.sgd(server_learning_rate), aggregator)

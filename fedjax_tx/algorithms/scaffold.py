@@ -24,11 +24,21 @@ import optax
 from jaxtyping import Array
 
 from fedjax_tx import check, tree
-from fedjax_tx.aggregation import mean, parts, population_mean
+from fedjax_tx.aggregation import check_complete, mean, parts, population_mean
 from fedjax_tx.algorithms.fed_avg import model_evaluation
 from fedjax_tx.algorithms.server import init_server, optax_server
 from fedjax_tx.clients import add_metrics, batch_gradient, client_weight, no_metrics
-from fedjax_tx.types import ClientResult, ClientTrainer, FederatedAlgorithm, Metrics, Pass, PyTree, ServerState, Task
+from fedjax_tx.types import (
+    Aggregator,
+    ClientResult,
+    ClientTrainer,
+    FederatedAlgorithm,
+    Metrics,
+    Pass,
+    PyTree,
+    ServerState,
+    Task,
+)
 
 
 class ScaffoldBroadcast(NamedTuple):
@@ -46,7 +56,10 @@ class _Training(NamedTuple):
 
 
 def scaffold(
-    task: Task, client_learning_rate: float | Array, server_optimizer: optax.GradientTransformation | None = None
+    task: Task,
+    client_learning_rate: float | Array,
+    server_optimizer: optax.GradientTransformation | None = None,
+    aggregator: Aggregator | None = None,
 ) -> FederatedAlgorithm:
     """SCAFFOLD, option II: clients make plain gradient steps, corrected by how the client's gradients differ from all clients'.
 
@@ -54,6 +67,7 @@ def scaffold(
       task: what is learned.
       client_learning_rate: eta_l > 0, also in the clients' control variates, so that clients take no other optimiser.
       server_optimizer: takes the mean of server - client for a gradient; by default ``optax.sgd(1.0)``.
+      aggregator: of the model's part, as of ``fed_avg``; the control variates' changes are summed over N as they are.
 
     A client's state is its control variate, float32 of the parameters' shapes. Round info: ``update_norm`` and ``control_norm``.
 
@@ -65,9 +79,11 @@ def scaffold(
       'parts(delta=mean(), control=population_mean())'
     """
     server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    aggregator = mean() if aggregator is None else aggregator
     check.instance("task", task, Task, "a Task")
     check.number("client_learning_rate", client_learning_rate, above=0)
     check.instance("server_optimizer", server_optimizer, optax.GradientTransformation, "an optax optimiser")
+    check_complete("aggregator", aggregator)
     init_model, step_model = init_server(task, server_optimizer), optax_server(server_optimizer)
 
     def init(key, init_params=None):
@@ -82,8 +98,8 @@ def scaffold(
         control = jax.tree.map(jnp.add, state.extra, aggregate["control"])
         return state._replace(extra=control), {**info, "control_norm": tree.norm(control)}
 
-    aggregator = parts(delta=mean(), control=population_mean())
-    training = Pass(_controlled_sgd(task, client_learning_rate), aggregator, broadcast, combine)
+    both = parts(delta=aggregator, control=population_mean())
+    training = Pass(_controlled_sgd(task, client_learning_rate), both, broadcast, combine)
     return FederatedAlgorithm(init, (training,), model_evaluation(task))
 
 

@@ -16,8 +16,9 @@ elsewhere, then have just that axis, and broadcasting lines them up with the res
 On a mesh each device runs this loop over its own lanes, for its own number of ticks; what they collected comes together once,
 after the loop (``mesh.py``).
 
-A client whose update or weight is not finite takes no part: it is handed over with weight 0, its states stay as they were, and
-``PassEnd.not_finite`` says so. Nor does a client with examples that makes no step: it has dropped out (``Cohort.work_done``).
+A client whose update, weight or new state is not finite takes no part, in this pass and in those behind it: it is handed over
+with weight 0, its states stay as they were, and ``PassEnd.not_finite`` says so. Nor does a client with examples that makes no
+step: it has dropped out (``Cohort.work_done``).
 """
 
 from collections.abc import Callable
@@ -36,7 +37,10 @@ from fedjax_tx.types import BatchShapes, ClientInfo, Linear, Metrics, Pass, PyTr
 
 
 class PassStart(NamedTuple):
-    """What a pass begins with. ``client_states`` and ``encoder_states`` are the cohort's rows, by slot."""
+    """What a pass begins with. ``client_states`` and ``encoder_states`` are the cohort's rows, by slot.
+
+    left_out [slot]: who was not finite in a pass before and takes no part; None where there was none.
+    """
 
     broadcast: PyTree
     shared: PyTree
@@ -44,12 +48,13 @@ class PassStart(NamedTuple):
     encoder_states: PyTree
     round_key: Key[Array, ""]
     pass_key: Key[Array, ""]
+    left_out: Bool[Array, "slot ..."] | None = None
 
 
 class PassEnd(NamedTuple):
     """What a pass leaves: the reduced summands, their totals, the cohort's new rows, and each client's metrics, by slot.
 
-    not_finite [slot]: the clients that were left out since their update or weight was not finite.
+    not_finite [slot]: the clients that were left out since what they handed over was not finite.
     """
 
     reduced: PyTree
@@ -84,6 +89,7 @@ def run_pass(
     population,
     axis: Any = None,
     watch: Watch | None = None,
+    ids: Array | None = None,
 ) -> PassEnd:
     """Runs one pass; traced inside a jitted program.
 
@@ -91,14 +97,16 @@ def run_pass(
       a_pass: the trainer and the aggregator. columns: the whole data set, dict of [row, ...] arrays.
       schedule: who runs where and when. batch_size: rows of a batch. population: clients in the data set.
       axis: the mesh's axis, where this runs on each device of a mesh. watch: looks at every client's values; for one lane that
-        runs uncompiled.
+        runs uncompiled. ids [slot]: which training client each is, where the data set is another.
     """
     infos = _client_infos(schedule, columns, batch_size, begin.pass_key)
+    infos = infos if ids is None else infos._replace(id=ids)
     local, summand, metrics, weight = result_shapes(a_pass, begin, infos)
     capacity, num_lanes = schedule.ids.shape[0], schedule.slot.shape[1]
-    stacked = isinstance(a_pass.aggregator.reduce, Stacked)
+    reduction = a_pass.aggregator.reduce
+    stacked = isinstance(reduction, Stacked)
     collected = _Collected(
-        tree.zeros(summand, (capacity,)) if stacked else tree.zeros(_in_sum_dtype(summand)),
+        tree.zero_sums(summand, reduction.weighted) if isinstance(reduction, Linear) else tree.zeros(summand, (capacity,)),
         jnp.zeros((capacity, *weight.shape)),
         begin.client_states,
         begin.encoder_states,
@@ -334,8 +342,10 @@ class _Handed(NamedTuple):
 def _hand_over(a_pass, begin, info, local, encoder_state) -> _Handed:
     """finish → encode → receive for one client; its weight is 0 where it takes no part."""
     result = a_pass.trainer.finish(begin.broadcast, info, local)
-    finite = tree.all_finite((result.update, result.weight), kept=result.weight.ndim)
+    finite = tree.all_finite((result.update, result.weight, result.state), kept=result.weight.ndim)
     takes_part = finite & ((info.num_steps > 0) | (info.num_examples == 0))
+    if begin.left_out is not None:
+        takes_part &= ~begin.left_out[info.slot]
     weight = jnp.where(takes_part, result.weight, 0)
     key = prng.fold(info.key, "encode")
     encode = a_pass.aggregator.encode
@@ -343,7 +353,3 @@ def _hand_over(a_pass, begin, info, local, encoder_state) -> _Handed:
     summand = a_pass.aggregator.receive(message, begin.shared)
     weight = jnp.where(takes_part, weight, 0)  # an encoder may weigh all clients alike
     return _Handed(result.update, summand, weight, result.state, encoder_state, result.metrics, finite, takes_part)
-
-
-def _in_sum_dtype(shapes):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, tree.sum_dtype(leaf.dtype)), shapes)

@@ -51,7 +51,7 @@ class RoundOutput(NamedTuple):
 
     metrics: ``{name: (value[slot], weight[slot])}`` of each client, over all passes. server: what ``combine`` said, aggregation:
     what ``decode`` said (merged over the passes). totals: of the last pass. empty: whether a pass had no weight at all.
-    not_finite [slot]: who was left out of a pass, since its update was not finite.
+    not_finite [slot]: who was left out of a pass and those behind it, since what it handed over was not finite.
     """
 
     metrics: Metrics
@@ -153,7 +153,7 @@ def run_evaluation_uncompiled(
 ) -> Metrics:
     """Scores a data set's clients: ``{name: (value[slot], weight[slot])}``; ``run_evaluation`` is this, jitted.
 
-    ``rows`` [slot] says which of the training clients each is; -1, one that was never trained, gets a first state.
+    ``rows`` [slot] says which of the training clients each is; -1, one that is not among them, gets a first state.
     """
 
     def score(schedule, columns, hyper, seed, state, rows):
@@ -166,7 +166,7 @@ def run_evaluation_uncompiled(
         known = rows >= 0
         clients = jax.tree.map(lambda have, new: jnp.where(known.reshape(-1, *[1] * new.ndim), have, new), clients, fresh)
         begin = PassStart(broadcast, (), clients, (), prng.fold(key, "round"), prng.fold(key, "pass"))
-        return run_pass(a_pass, begin, columns, schedule, batch_size, population, axis_name(mesh)).metrics
+        return run_pass(a_pass, begin, columns, schedule, batch_size, population, axis_name(mesh), ids=rows).metrics
 
     return run_on_each(mesh, score, schedule, columns, hyper, seed, state, rows)
 
@@ -177,11 +177,13 @@ run_evaluation = Program(run_evaluation_uncompiled, static_argnames=("make_algor
 def one_round(algorithm, batch_sizes, round_key, state, columns, schedules, population, axis=None, watch=None):
     """Runs a round on a schedule for each pass: (state, output)."""
     said: tuple[dict, dict, dict] = ({}, {}, {})
-    empty, left_out = jnp.bool_(False), []
+    empty = jnp.bool_(False)
+    left_out: list[Array] = []
     for number, (a_pass, schedule) in enumerate(zip(algorithm.passes, schedules, strict=True)):
         pass_key = prng.fold(round_key, "pass", number)
         watch_pass = None if watch is None else partial(watch, number)
         begin = _begin(a_pass, number, pass_key, state, schedule)
+        begin = begin._replace(left_out=reduce(jnp.logical_or, left_out) if left_out else None)
         end = run_pass(a_pass, begin, columns, schedule, batch_sizes[number], population, axis, watch_pass)
         state, nobody, server_said, decode_said = _update_server(a_pass, number, pass_key, state, end, schedule)
         if watch_pass is not None:

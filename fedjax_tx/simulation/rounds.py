@@ -52,7 +52,7 @@ class RoundInfo(NamedTuple):
     client_metrics: ``{name: (value[client], weight[client])}``. server, aggregation: what the server's step and the aggregator
     report. num_clients: how many contributed. num_examples: examples trained on, repetitions counted. num_steps: local steps.
     useful: real examples over slots of the lanes. empty: nobody contributed, so the parameters stayed. not_finite: client
-    indices of those that were left out since their update was not finite; ``metrics`` leave them out too. dropped: client
+    indices of those that were left out since their update or new state was not finite; so do ``metrics``. dropped: client
     indices of those that dropped out; so do the metrics.
     """
 
@@ -283,6 +283,9 @@ def build_round(
     if source.max_version > algorithm.max_version:
         expected = f"<= {algorithm.max_version}, the oldest start that the algorithm serves"
         check.fail_value("the cohorts' max_version", expected, source.max_version)
+    if algorithm.num_clients not in (None, train.num_clients):
+        expected = f"to be {train.num_clients}, as many as the training data has"
+        check.fail_value("the algorithm's number of clients", expected, algorithm.num_clients)
     for a_pass in algorithm.passes:
         check_max_clients(a_pass.aggregator, most)
     works = tuple(pass_work(a_pass, experiment.local) for a_pass in algorithm.passes)

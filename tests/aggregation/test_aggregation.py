@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_tx.aggregation import aggregate, mean, nothing
+from fedjax_tx.aggregation import aggregate, fixed_mean, mean, nothing, population_mean, total
 from fedjax_tx.types import Aggregator, Linear, Stacked
 
 
@@ -38,6 +38,32 @@ def test_a_client_of_weight_zero_adds_nothing_whatever_it_sends(bad):
 
 def test_a_client_that_counts_and_sends_nan_shows():
     assert np.isnan(aggregate(mean(), {"delta": jnp.array([1.0, jnp.nan])}, [1.0, 1.0])[0]["delta"])
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "rows", "weights", "wanted"),
+    [
+        (mean(), [4, 8], [0.5, 0.5], 6),
+        (mean(), [1, 2], [1.0, 1.0], 1.5),
+        (mean(), [100, 100], [1.5, 0.5], 100),
+        (mean(weighted=False), [100, 100], [3.0, 1.0], 100),
+        (fixed_mean(4), [100, 100], [3.0, 1.0], 50),
+        (fixed_mean(1, max_weight=0.5), [4, 8], [1.0, 1.0], 6),
+        (population_mean(), [100, 101], [1.0, 1.0], 100.5),
+        (total(), [100, 100], [1.0, 1.0], -56),  # what is only added keeps its type, modulo 2^8
+    ],
+)
+def test_a_mean_of_integers_is_no_integer_and_no_sum_of_it_overflows(aggregator, rows, weights, wanted):
+    assert aggregate(aggregator, {"w": jnp.array(rows, jnp.int8)}, weights)[0]["w"] == wanted
+
+
+def test_it_can_be_compiled():
+    updates = stacked_updates()
+    compiled = jax.jit(lambda updates, weights: aggregate(mean(), updates, weights)[0])(updates, jnp.arange(6.0))
+    want, _, _ = aggregate(mean(), updates, jnp.arange(6.0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), compiled, want)
+    with pytest.raises(ValueError, match=r"weights to have shape \[client\] with at least one client, got \(2, 3\)"):
+        jax.jit(lambda weights: aggregate(mean(), updates, weights)[0])(jnp.ones((2, 3)))
 
 
 def test_a_total_weight_of_zero_gives_zero():

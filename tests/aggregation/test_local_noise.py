@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chances import has_scale
+from chances import has_scale, is_gaussian
 
 from fedjax_tx import aggregation as agg
 from fedjax_tx.types import Rows, Totals
@@ -59,6 +59,15 @@ def test_noise_is_each_clients_own_and_centred():
     rows = noise("message")[0].reshape(CLIENTS, SIZE)
     assert np.abs(np.corrcoef(rows)[np.triu_indices(CLIENTS, 1)]).max() < 5 / np.sqrt(SIZE)
     assert abs(rows.mean()) < 5 * STDDEV / np.sqrt(rows.size)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_noise_on_updates_of_few_bits_is_drawn_and_sent_in_single_precision(dtype):
+    chain, update = agg.chain(agg.clip_norm(1.0), agg.local_noise(1.0), agg.mean()), {"w": jnp.zeros(20_000, dtype)}
+    keys = jax.random.key(0), jax.random.key(1)
+    message, _, _ = chain.encode(update, jnp.float32(1), chain.init(update), chain.init_client(update), *keys)
+    assert message["w"].dtype == jnp.float32
+    assert is_gaussian(message["w"], 1.0) and len(np.unique(message["w"])) > 19_900
 
 
 def test_what_has_no_bound_is_refused_before_it_and_behind_it():

@@ -33,6 +33,7 @@ TABLE = {
     "top_k": (lambda: agg.chain(agg.top_k(0.5), agg.mean()), {"permutes", "scales", "weighs"}),
     "top_k all": (lambda: agg.chain(agg.top_k(1.0), agg.mean()), EVERY),
     "drive": (lambda: agg.chain(agg.drive(), agg.mean()), {"scales"}),
+    "quantize": (lambda: agg.chain(agg.quantize(4), agg.mean()), {"agrees", "scales"}),
     "integer_mean": (lambda: agg.integer_mean(500.0, 2.0**-16, 60), EVERY - {"weighs"}),
     "median": (lambda: agg.median(), EVERY - {"weighs"}),
     "trimmed_mean": (lambda: agg.trimmed_mean(0.25), EVERY - {"weighs"}),
@@ -195,7 +196,16 @@ def test_a_key_decides_all_randomness(name):
     make, _ = TABLE[name]
     first, again = aggregate(make, updates(), key=3), aggregate(make, updates(), key=3)
     assert close(first, again, 0)
-    random = name in ("drive", "noise", "adaptive_clip noise", "correlated noise", "local noise", "discrete gaussian", "skellam")
+    random = name in (
+        "drive",
+        "quantize",
+        "noise",
+        "adaptive_clip noise",
+        "correlated noise",
+        "local noise",
+        "discrete gaussian",
+        "skellam",
+    )
     assert close(first, aggregate(make, updates(), key=4), 1e-6) != random
 
 

@@ -27,6 +27,27 @@ def test_clipping_takes_the_norm_over_all_leaves():
     np.testing.assert_allclose([update["a"][0], update["b"][0]], [3.0, 4.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "stage", [agg.clip_norm(1.0), agg.clip_layers({"w": 0.6, "b": 0.8}), None], ids=["all", "layers", "adaptive"]
+)
+def test_a_clipped_update_of_few_bits_is_not_longer_than_the_bound(stage, dtype):
+    chain = agg.adaptive_clip(agg.fixed_mean(1), first_norm=50.0) if stage is None else agg.chain(stage, agg.fixed_mean(1))
+    keys = jax.random.key(0), jax.random.key(1)
+    for size in (1000, 1100, 1500, 1999):  # some are clipped, some are scaled only, of some each number is rounded up
+        update = {"w": jnp.ones(size, dtype), "b": jnp.full(size, 0.7, dtype)}
+        message, _, _ = chain.encode(update, jnp.float32(1), chain.init(update), chain.init_client(update), *keys)
+        norm = np.sqrt(sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(message)))
+        assert 0.7 < norm <= 1 + 1e-6
+
+
+def test_the_share_that_is_sent_is_rounded_up_as_it_is_written():
+    # 0.07 * 100 and 0.55 * 100 are a little more than 7 and 55 in binary numbers.
+    counts = [agg.compression.count_of(*given) for given in ((0.07, 100), (0.55, 100), (0.071, 100))]
+    assert counts == [7, 55, 8]
+    assert [agg.compression.count_of(*given) for given in ((1e-9, 100), (1, 3), (0.5, 3))] == [1, 3, 2]
+
+
 def test_an_infinite_update_is_clipped_to_nothing():
     result, _ = run(agg.chain(agg.clip_norm(5.0), agg.mean()), [[np.inf, 1.0], [2.0, 2.0]])
     np.testing.assert_allclose(result, [1.0, 1.0])

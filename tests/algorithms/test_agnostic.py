@@ -64,8 +64,10 @@ def test_the_projection_is_the_nearest_point_of_the_simplex():
     np.testing.assert_allclose(project(jnp.full(5, -3.0)), np.full(5, 0.2), rtol=1e-5)
 
 
-def test_a_client_without_a_place_is_left_out():
-    algorithm = ftx.algorithms.agnostic(scalars.TASK, optax.sgd(scalars.HALF_WAY), 1, 0.01)
-    experiment = problems.experiment(algorithm, hyper={}, train=scalars.clients([4], [8]), local=ftx.data.LocalWork(batch_size=1))
-    state, (info,) = problems.play(experiment, 1)
-    assert info.not_finite.tolist() == [1] and float(state.device.server.params["w"]) == 2
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_number_of_clients_that_is_not_that_of_the_data_is_refused(count):
+    # Of the places of nobody the mixture would keep its share, and a client without a place would have none.
+    algorithm = ftx.algorithms.agnostic(scalars.TASK, optax.sgd(0.1), count, 0.01)
+    experiment = problems.experiment(algorithm, hyper={}, train=scalars.clients([4], [8]))
+    with pytest.raises(ValueError, match=f"the algorithm's number of clients to be 2, as many as the training .*got {count}"):
+        ftx.make_round(experiment, ftx.Execution(num_lanes=1))

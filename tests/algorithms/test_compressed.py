@@ -28,6 +28,7 @@ PLAIN = ftx.algorithms.fed_avg(problems.LOGISTIC, optax.sgd(CLIENT_LR))
 TOP_QUARTER = algorithm_of(agg.top_k(0.25))
 TOP_ALL = algorithm_of(agg.top_k(1.0))
 DRIVE = algorithm_of(agg.drive())
+FOUR_BITS = algorithm_of(agg.quantize(4, bucket_size=4))
 INTEGERS = ftx.algorithms.fed_avg(problems.LOGISTIC, optax.sgd(0.1), aggregator=agg.integer_mean(1.0, 1e-3, 6))
 
 
@@ -187,9 +188,10 @@ def test_drive_errs_as_the_paper_says_for_clients_that_rotate_independently(fact
         (TOP_QUARTER, 3 * (4 + 4)),  # three values and their places
         (TOP_ALL, 9 * (4 + 4)),
         (DRIVE, 16 // 8 + 4 + 8),  # a bit for each of 16 coordinates (9, padded), the scale, the key of the rotation
+        (FOUR_BITS, 5 + 3 * 4),  # nine halves of a byte, and the scales of three buckets
         (INTEGERS, 9 * 4),
     ],
-    ids=["plain", "top_quarter", "top_all", "drive", "integers"],
+    ids=["plain", "top_quarter", "top_all", "drive", "four_bits", "integers"],
 )
 def test_the_ledger_counts_what_is_sent(algorithm, up):
     round_fn = round_of(algorithm)

@@ -9,7 +9,7 @@ import pytest
 
 import fedjax_tx as ftx
 from fedjax_tx import algorithms, tree
-from fedjax_tx.algorithms.het_lora import added_norm, cut_rank
+from fedjax_tx.algorithms.het_lora import added_norm
 from fedjax_tx.algorithms.low_rank import low_rank_layers
 from fedjax_tx.training.ledger import bytes_a_client
 
@@ -106,24 +106,25 @@ def test_clients_of_the_whole_rank_who_count_by_examples_are_those_of_federated_
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole.params, plain.params)
 
 
-@pytest.mark.slow
-def test_evaluation_is_of_what_a_client_of_that_rank_would_use():
+def test_evaluation_is_of_what_a_client_of_that_rank_would_use_and_of_the_whole_rank_for_a_stranger():
     own = problems.experiment(algorithms.het_lora(problems.LOW_RANK, optax.sgd(RATE), RANKS), hyper={})
-    state = ftx.make_round(own).init(init_params=jax.tree.map(jnp.asarray, START))
-    value, weight = ftx.make_evaluation(own, own.train)(state)["loss"]
-    for client in (0, 5):
-        columns, rank = problems.ragged_clients().client(client), RANKS[client]
-        logits = columns["x"] @ (KERNEL + A[:, :rank] @ B[:rank])
-        want = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), columns["y"]).mean()
-        np.testing.assert_allclose(value[client], want, rtol=1e-4)
-    assert weight[1] == 0
+    state = ftx.make_round(own, ftx.Execution(num_lanes=1)).init(init_params=jax.tree.map(jnp.asarray, START))
+    # Some of the training clients, in another order than there.
+    parts, names = [problems.ragged_clients().client(client) for client in (5, 3, 0, 3)], ["c5", "stranger", "c0", "c3"]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    offsets = np.append(0, np.cumsum([len(part["y"]) for part in parts]))
+    held_out = ftx.data.FederatedDataset.from_offsets(columns, offsets, names)
+    value, _ = ftx.make_evaluation(own, held_out)(state)["loss"]
+    for number, rank in enumerate([RANKS[5], 2, RANKS[0], RANKS[3]]):
+        logits = parts[number]["x"] @ (KERNEL + A[:, :rank] @ B[:rank])
+        want = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), parts[number]["y"]).mean()
+        np.testing.assert_allclose(value[number], want, rtol=1e-4)
 
 
-def test_a_client_beyond_the_ranks_has_none_and_is_left_out_by_name():
-    cut = cut_rank({"head": {"lora": {"lora_a": jnp.ones((2, 2)), "lora_b": jnp.ones((2, 3))}}}, jnp.nan)
-    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(cut))
-    _, _, info, _, _ = one_round(algorithms.het_lora(problems.LOW_RANK, optax.sgd(RATE), [1, 2]), num_lanes=1)
-    assert info.not_finite.tolist() == [2, 3, 4, 5]
+def test_ranks_of_another_number_of_clients_are_refused():
+    own = problems.experiment(algorithms.het_lora(problems.LOW_RANK, optax.sgd(RATE), [1, 2]), hyper={})
+    with pytest.raises(ValueError, match="the algorithm's number of clients to be 6, as many as the training data has, got 2"):
+        ftx.make_round(own, ftx.Execution(num_lanes=1))
 
 
 def test_the_norm_of_stacked_products():

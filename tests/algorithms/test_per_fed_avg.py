@@ -17,10 +17,10 @@ SKEWED = scalars.TASK._replace(loss=lambda outputs, batch: ((outputs["logits"] -
 """The loss (w - x)^3 / 3: its gradient is (w - x)^2 and its Hessian 2 (w - x)."""
 
 
-def step(method, task):
-    """What one step of one client with the examples 3 and 1 makes of 0."""
+def step(method, task, start=0.0, dtype=jnp.float32):
+    """What one step of one client with the examples 3 and 1 makes of ``start``."""
     algorithm = method(task, optax.sgd(BETA), ALPHA)
-    trainer, broadcast = algorithm.passes[0].trainer, ftx.clients.ModelBroadcast({"w": jnp.zeros(())}, ())
+    trainer, broadcast = algorithm.passes[0].trainer, ftx.clients.ModelBroadcast({"w": jnp.array(start, dtype)}, ())
     batch, mask = {"x": jnp.array([3.0, 1.0, 7.0])}, jnp.array([True, True, False])
 
     @jax.jit
@@ -40,6 +40,13 @@ def test_a_step_by_hand(method):
     moved, (loss, weight) = step(method, SKEWED)
     np.testing.assert_allclose(moved, wanted, rtol=1e-3 if method is ftx.algorithms.per_fed_avg_hf else 1e-5)
     np.testing.assert_allclose([loss, weight], [(-17 / 8) ** 3 / 3, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [ftx.algorithms.per_fed_avg, ftx.algorithms.per_fed_avg_hf])
+def test_the_hessian_is_not_lost_on_parameters_of_few_bits(method):
+    # From 2: u = 2 - 1 / 8, g = (7 / 8)^2, and the Hessian of D is -2. In bfloat16 2 + 0.001 g would be 2.
+    moved, _ = step(method, SKEWED, 2.0, jnp.bfloat16)
+    np.testing.assert_allclose(moved, 2 - BETA * (1 + 2 / 8) * (7 / 8) ** 2, atol=2**-7)
 
 
 def test_halves_share_no_example_but_an_only_one():

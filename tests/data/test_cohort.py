@@ -133,11 +133,36 @@ def test_weighted_cohorts_draw_the_first_client_in_proportion_to_its_weight():
     assert np.abs(counts - draws / 4).max() > spread  # and uniform draws would show
 
 
-def test_weighted_cohorts_are_distinct_clients_of_positive_weight():
-    source = weighted_cohorts(3, [0.1, 9.0, 0.0, 3.0, 1.0])
+@pytest.mark.parametrize("exact", [False, True])
+def test_weighted_cohorts_are_distinct_clients_of_positive_weight(exact):
+    source = weighted_cohorts(3, [0.1, 9.0, 0.0, 3.0, 1.0], exact=exact)
     cohorts = draw(source, 5, 50)
     assert all(len(set(ids.tolist())) == 3 and 2 not in ids for ids in cohorts)
-    assert len({tuple(ids.tolist()) for ids in cohorts}) > 5
+    assert len({tuple(sorted(ids.tolist())) for ids in cohorts}) > (1 if exact else 2)
+    assert source.description != weighted_cohorts(3, [0.1, 9.0, 0.0, 3.0, 1.0], exact=not exact).description
+
+
+@pytest.mark.parametrize(
+    ("weights", "chances"),
+    [
+        ([6, 5, 4, 3, 2], [0.9, 0.75, 0.6, 0.45, 0.3]),
+        # The first always comes; the two other places are for the rest in proportion, of whom the second always comes too.
+        ([50, 20, 10, 5, 5], [1, 1, 0.5, 0.25, 0.25]),
+    ],
+)
+def test_exact_weighted_cohorts_take_each_client_as_often_as_its_weight_says(weights, chances):
+    draws = 4000
+    source = weighted_cohorts(3, weights, exact=True)
+    counts = np.bincount(np.concatenate(draw(source, 5, draws)), minlength=5)
+    spread = 4 * np.sqrt(draws / 4)
+    np.testing.assert_allclose(counts, draws * np.array(chances), atol=spread)
+    one_by_one = np.bincount(np.concatenate(draw(weighted_cohorts(3, weights), 5, draws)), minlength=5)
+    assert np.abs(one_by_one - draws * np.array(chances)).max() > spread
+
+
+def test_any_two_clients_may_come_together_to_an_exact_weighted_cohort():
+    pairs = {tuple(sorted(ids.tolist())) for ids in draw(weighted_cohorts(2, np.ones(5), exact=True), 5, 200)}
+    assert len(pairs) == 10
 
 
 @pytest.mark.parametrize(

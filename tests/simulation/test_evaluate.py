@@ -101,7 +101,9 @@ def personal():
     )
     report = trainer._replace(
         init_state=lambda broadcast, key: jnp.float32(jnp.nan),  # the first pass's trainer makes states, never this one
-        finish=lambda broadcast, info, local: ftx.ClientResult({}, jnp.float32(1.0), local, {"kept": (local, jnp.ones(()))}),
+        finish=lambda broadcast, info, local: ftx.ClientResult(
+            {}, jnp.float32(1.0), local, {"kept": (local, jnp.ones(())), "id": (info.id.astype(jnp.float32), jnp.ones(()))}
+        ),
     )
     algorithm = problems.one_pass(trainer)
     evaluation = algorithm.passes[0]._replace(trainer=report)
@@ -117,6 +119,8 @@ def test_clients_bring_the_state_that_they_have_in_training_matched_by_id():
     data = ftx.data.FederatedDataset.from_offsets(columns, range(6), ["c5", "stranger", "c0", "c1", "c2"])
     metrics = make_evaluation(experiment, data)(state)
     assert metrics["kept"][0].tolist() == [119.0, -1.0, 19.0, -1.0, 59.0]
+    # And the number that they have there, wherever they stand here.
+    assert metrics["id"][0].tolist() == [5, -1, 0, 1, 2]
 
 
 def test_matching_by_hand():

@@ -597,3 +597,13 @@ def test_bfloat16_parameters_train_with_stateful_optimisers_and_stay_bfloat16():
     state, infos = problems.play(problems.experiment(make_algorithm), 3, 2, 3)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.device.server)} == {jnp.dtype(jnp.bfloat16)}
     assert infos[-1].metrics["loss"] < infos[0].metrics["loss"]
+
+
+def test_updates_of_integers_are_averaged_as_numbers():
+    def finish(broadcast, info, local):
+        return ftx.ClientResult({"w": (100 + info.id).astype(jnp.int8)}, ftx.clients.client_weight(info), (), {})
+
+    algorithm = problems.one_pass(problems.recorder(8, finish=finish), ftx.aggregation.mean(), extra={"w": jnp.float32(0)})
+    keep = algorithm.passes[0]._replace(combine=lambda state, aggregate, key: (state._replace(extra=aggregate), {}))
+    state, _ = problems.play(problems.experiment(algorithm._replace(passes=(keep,))), 1)
+    np.testing.assert_allclose(state.device.server.extra["w"], np.average(100 + np.arange(6), weights=problems.SIZES), rtol=1e-6)

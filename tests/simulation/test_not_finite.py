@@ -49,17 +49,43 @@ def test_a_client_whose_update_is_not_finite_is_as_if_it_had_not_come(name, valu
         assert not np.isfinite(info.client_metrics["loss"][0][1])
 
 
-def test_the_state_of_a_client_that_is_left_out_stays_as_it_was():
-    def trainer(bad):
+@pytest.mark.parametrize("spoiled", ["update", "state"])
+def test_the_state_of_a_client_that_is_left_out_stays_as_it_was(spoiled):
+    def finish(broadcast, info, local):
+        count, round_number = local["state"]
+        factor = jnp.where((info.id == 4) & (round_number == 2), jnp.nan, 1.0)
+        update, own = (factor, 1.0) if spoiled == "update" else (1.0, factor)
+        new = (count + 1) * own, round_number + 1
+        return ftx.ClientResult({"w": jnp.float32(update)}, jnp.float32(1), new, {"told": (count * factor, jnp.ones(()))})
+
+    trainer = problems.recorder(1, init_state=lambda broadcast, key: (jnp.float32(0), jnp.int32(0)), finish=finish)
+    state, infos = problems.play(problems.experiment(problems.one_pass(trainer, ftx.aggregation.mean())), 4)
+    assert state.device.clients[0].tolist() == [4, 4, 4, 4, 2, 4]
+    assert [info.not_finite.tolist() for info in infos] == [[], [], [4], [4]]
+    assert [info.metrics["told"] for info in infos] == [0, 1, 2, 3]
+
+
+def test_a_client_is_left_out_of_the_passes_behind_the_one_in_which_it_was_not_finite():
+    def trainer(value):
         def finish(broadcast, info, local):
-            update = jnp.where((info.id == bad) & (local["state"] > 1), jnp.nan, 1.0)
-            return ftx.ClientResult({"w": update}, jnp.float32(1), local["state"] + 1, {})
+            one = jnp.where(info.id == 2, value, 1.0)
+            return ftx.ClientResult({"w": one}, jnp.float32(1), local["state"] + 1, {})
 
         return problems.recorder(1, init_state=lambda broadcast, key: jnp.float32(0), finish=finish)
 
-    state, infos = problems.play(problems.experiment(problems.one_pass(trainer(4), ftx.aggregation.mean())), 4)
-    assert state.device.clients.tolist() == [4, 4, 4, 4, 2, 4]
-    assert [info.not_finite.tolist() for info in infos] == [[], [], [4], [4]]
+    first, second = (problems.one_pass(trainer(value), ftx.aggregation.total()) for value in (jnp.inf, 1.0))
+    state, (info,) = problems.play(problems.experiment(first._replace(passes=(*first.passes, *second.passes))), 1)
+    assert info.not_finite.tolist() == [2] and info.num_clients == 5
+    assert state.device.clients.tolist() == [2, 2, 0, 2, 2, 2]
+
+
+def test_a_personal_model_that_is_not_finite_is_not_kept_and_its_client_is_named():
+    # Its update is empty: only its state says that something is wrong.
+    experiment = problems.experiment(ftx.algorithms.fine_tune(problems.LOGISTIC, optax.sgd(0.1)), train=spoiled(np.nan))
+    state, (info,) = problems.play(experiment, 1)
+    assert info.not_finite.tolist() == [BAD] and np.isfinite(info.metrics["loss"])
+    own = jax.tree.map(lambda leaf: leaf[BAD], state.device.clients.params)
+    jax.tree.map(np.testing.assert_array_equal, own, state.device.server.params)
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf])
