@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from fedjax_tx import check
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment
+from fedjax_tx.simulation.columns import refuse_data
 from fedjax_tx.simulation.evaluate import EvaluationPlan, plan_evaluation
 from fedjax_tx.simulation.mesh import place, resolve_mesh
 from fedjax_tx.simulation.round import resolve
@@ -125,6 +126,7 @@ def sweep(
     groups = _groups(experiment, cells, vary_cohort)
     mesh = _settings_mesh(execution, max(len(group.numbers) for group in groups))
     first = _single(experiment, cells[0], vary_cohort)
+    refuse_data(first)
     columns = place(dict(experiment.train.columns), mesh)
     began = build_round(first, columns, 1, Execution()).init(init_params=init_params)
     directory = None if run_dir is None else Path(run_dir)
