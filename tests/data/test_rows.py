@@ -30,8 +30,47 @@ def test_rows_of_one_client_follow_the_order_of_the_parts():
     left = ftx.data.FederatedDataset.from_columns({"x": [1, 2]}, [5, 3])
     right = ftx.data.FederatedDataset.from_columns({"x": [8, 9]}, [4, 5])
     both = ftx.data.concatenate([right, left])
-    assert both.client_ids.tolist() == [3, 4, 5]
-    assert [both.client(number)["x"].tolist() for number in range(3)] == [[2], [8], [9, 1]]
+    assert both.client_ids.tolist() == [4, 5, 3]
+    assert [both.client(number)["x"].tolist() for number in range(3)] == [[8], [9, 1], [2]]
+
+
+UNSORTED = ftx.data.FederatedDataset.from_offsets({"x": np.arange(4)}, [0, 2, 2, 3, 4], ["take_2", "take_10", "take_1", "a"])
+
+
+def test_clients_stay_in_their_order():
+    kept = ftx.data.keep_rows(UNSORTED, np.array([False, True, True, True]))
+    assert kept.client_ids.tolist() == ["take_2", "take_1", "a"]
+    assert [kept.client(number)["x"].tolist() for number in range(3)] == [[1], [2], [3]]
+    assert ftx.data.keep_rows(UNSORTED, np.zeros(4, bool)).num_clients == 0
+
+
+def test_put_together_they_come_as_they_first_appear_and_empty_ones_stay():
+    one = ftx.data.concatenate([UNSORTED])
+    assert one.client_ids.tolist() == UNSORTED.client_ids.tolist() and one.client_sizes.tolist() == [2, 0, 1, 1]
+    np.testing.assert_array_equal(one.columns["x"], UNSORTED.columns["x"])
+    later = ftx.data.FederatedDataset.from_offsets({"x": [7, 8, 9]}, [0, 1, 2, 3], ["new one", "take_10", "take_2"])
+    both = ftx.data.concatenate([UNSORTED, later])
+    assert both.client_ids.tolist() == ["take_2", "take_10", "take_1", "a", "new one"]
+    assert [both.client(number)["x"].tolist() for number in range(5)] == [[0, 1, 9], [8], [2], [3], [7]]
+
+
+def test_nothing_is_put_together_to_nothing():
+    none = ftx.data.keep_rows(UNSORTED, np.zeros(4, bool))
+    assert ftx.data.concatenate([none, none]).num_clients == 0
+    assert ftx.data.concatenate([none, UNSORTED]).client_ids.tolist() == UNSORTED.client_ids.tolist()
+
+
+def test_parts_that_differ_in_kind_are_named():
+    def data(x, client):
+        return ftx.data.FederatedDataset.from_columns({"x": x}, [client])
+
+    for parts, message in (
+        ([data([1], 7), data([2], "7")], r"expected the client ids of parts\[1\] to be integers, as of parts\[0\], got 'strings'"),
+        ([data([[1, 2]], 7), data([[2]], 8)], r"column 'x' of parts\[1\] to be int64\[2\], as of parts\[0\], got 'int64\[1\]'"),
+        ([data([1], 7), data(["a"], 8)], r"column 'x' of parts\[1\] to be int64, as of parts\[0\], got '<U1'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ftx.data.concatenate(parts)
 
 
 def test_other_columns_are_named():
