@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "Tokenizer":
 
 def encode_texts(
     tokenizer: "Tokenizer",
-    texts: Sequence[str],
+    texts: Collection[str],
     max_length: int,
     *,
     truncate: bool = False,
@@ -62,11 +62,12 @@ def encode_texts(
     """Returns the columns ``{"tokens": int32[N, T], "valid": bool[N, T]}`` of N texts; T is ``pad_to``, or the longest's length.
 
     Args:
-      tokenizer: of ``load_tokenizer``. texts: strings.
+      tokenizer: of ``load_tokenizer``. texts: strings, in a list, an array or a column of pandas.
       max_length: the most tokens of a text, special ones such as [CLS] and [SEP] included; at most what the model takes.
       truncate: whether longer texts are cut to that many, special tokens kept; else they are an error.
       pad_to: T where it must be one number for several calls, at least the longest's length.
-      pad_id: the token that fills up; None: the tokenizer's [PAD] or <pad>, or 0. No model here looks at it.
+      pad_id: the token that fills up; None: the tokenizer's [PAD] or <pad>. Where it has none, it is 0, which may be a token of
+        texts too: tasks then know padding by ``valid="valid"`` alone.
 
     Errors: ``ValueError`` telling how many texts are too long; or if ``max_length`` leaves no room beside the special tokens.
 
@@ -98,7 +99,7 @@ def encode_texts(
     return {"tokens": tokens, "valid": np.arange(width) < lengths[:, None]}
 
 
-def count_tokens(tokenizer: "Tokenizer", texts: Sequence[str]) -> Int64[np.ndarray, " text"]:
+def count_tokens(tokenizer: "Tokenizer", texts: Collection[str]) -> Int64[np.ndarray, " text"]:
     """Returns how many tokens each text has, special ones included, before anything is cut: what to choose ``max_length`` by.
 
     Example:
@@ -126,7 +127,7 @@ def _check_texts(tokenizer: Any, texts: Any) -> None:
     check.instance("tokenizer", tokenizer, Tokenizer, "a tokenizers.Tokenizer, as of load_tokenizer")
     if tokenizer.padding is not None or tokenizer.truncation is not None:
         check.fail_value("tokenizer", "without padding and truncation of its own, as of load_tokenizer", "one with")
-    if isinstance(texts, str) or not isinstance(texts, (Sequence, np.ndarray)):
+    if isinstance(texts, (str, bytes, Mapping, Set)) or not isinstance(texts, Collection):
         check.fail_type("texts", "a sequence of strings", texts)
     for index, text in enumerate(texts):
         check.instance(f"texts[{index}]", text, str, "a string")

@@ -65,7 +65,10 @@ def test_parts_that_differ_in_kind_are_named():
         return ftx.data.FederatedDataset.from_columns({"x": x}, [client])
 
     for parts, message in (
-        ([data([1], 7), data([2], "7")], r"expected the client ids of parts\[1\] to be integers, as of parts\[0\], got 'strings'"),
+        (
+            [data([1], 7), data([2], "7")],
+            r"expected the client ids of parts\[1\] to be integers, as of parts\[0\], got 'strings'",
+        ),
         ([data([[1, 2]], 7), data([[2]], 8)], r"column 'x' of parts\[1\] to be int64\[2\], as of parts\[0\], got 'int64\[1\]'"),
         ([data([1], 7), data(["a"], 8)], r"column 'x' of parts\[1\] to be int64, as of parts\[0\], got '<U1'"),
     ):
