@@ -398,7 +398,7 @@ TABLE = {
         {"clients_per_round": [*count, 3], "weights": [["big"], [1.0, -1.0]]},
     ),
     ftx.models.adapters: ({"model": MODEL, "size": 1}, {"model": [3], "size": count, "where": [3, [], "haed"]}),
-    ftx.models.add_lora: ({"params": {}, "model": ADAPTED, "key": jax.random.key(0)}, {"model": [3, MODEL], "key": [3]}),
+    ftx.models.add_extras: ({"params": {}, "model": ADAPTED, "key": jax.random.key(0)}, {"model": [3, MODEL], "key": [3]}),
     ftx.models.cnn: (
         {"input_shape": (8, 8, 1), "num_classes": 2},
         {
