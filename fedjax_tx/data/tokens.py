@@ -79,15 +79,15 @@ def encode_texts(
       >>> columns["tokens"].tolist(), columns["valid"].tolist()
       ([[2, 3], [3, 0]], [[True, True], [True, False]])
     """
-    _check_texts(tokenizer, texts)
+    listed = _read_texts(tokenizer, texts)
     check.integer("max_length", max_length, low=tokenizer.num_special_tokens_to_add(is_pair=False) + 1)
     check.boolean("truncate", truncate)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(listed)]
     cut = [index for index, row in enumerate(ids) if len(row) > max_length]
     if cut and not truncate:
         found = f"{len(cut)} of {len(ids)} longer than that, the longest of {max(map(len, ids))} (truncate=True cuts them)"
         raise ValueError(f"expected texts of at most max_length={max_length} tokens, got {found}")
-    for index, row in zip(cut, _encode_cut(tokenizer, [texts[index] for index in cut], max_length), strict=True):
+    for index, row in zip(cut, _encode_cut(tokenizer, [listed[index] for index in cut], max_length), strict=True):
         ids[index] = row
     longest = max(map(len, ids), default=0)
     width = longest if pad_to is None else check.integer("pad_to", pad_to, low=max(longest, 1))
@@ -109,8 +109,7 @@ def count_tokens(tokenizer: "Tokenizer", texts: Collection[str]) -> Int64[np.nda
       >>> count_tokens(tokenizer, ["a b a", "b"]).tolist()
       [3, 1]
     """
-    _check_texts(tokenizer, texts)
-    return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts))], np.int64)
+    return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(_read_texts(tokenizer, texts))], np.int64)
 
 
 def _encode_cut(tokenizer: "Tokenizer", texts: list[str], max_length: int) -> list[list[int]]:
@@ -121,7 +120,7 @@ def _encode_cut(tokenizer: "Tokenizer", texts: list[str], max_length: int) -> li
         tokenizer.no_truncation()
 
 
-def _check_texts(tokenizer: Any, texts: Any) -> None:
+def _read_texts(tokenizer: Any, texts: Any) -> list[str]:
     from tokenizers import Tokenizer
 
     check.instance("tokenizer", tokenizer, Tokenizer, "a tokenizers.Tokenizer, as of load_tokenizer")
@@ -129,8 +128,7 @@ def _check_texts(tokenizer: Any, texts: Any) -> None:
         check.fail_value("tokenizer", "without padding and truncation of its own, as of load_tokenizer", "one with")
     if isinstance(texts, (str, bytes, Mapping, Set)) or not isinstance(texts, Collection):
         check.fail_type("texts", "a sequence of strings", texts)
-    for index, text in enumerate(texts):
-        check.instance(f"texts[{index}]", text, str, "a string")
+    return [check.instance(f"texts[{index}]", text, str, "a string") for index, text in enumerate(texts)]
 
 
 def _pad_id(tokenizer: "Tokenizer") -> int:
