@@ -285,6 +285,10 @@ TABLE = {
         {"data": [3], "kept": [[True], np.ones(2, bool), np.zeros(DATA.num_examples, int)]},
     ),
     ftx.data.row_clients: ({"data": DATA}, {"data": [3]}),
+    ftx.data.split_rows: (
+        {"data": DATA, "shares": [0.5, 0.5], "seed": 0},
+        {"data": [3, ftx.data.take_part(DATA, 0, 2)], "shares": [3, [], ["half"], [0.5, 0.4], [1.5, -0.5]], **seed},
+    ),
     ftx.data.describe: ({"data": DATA}, labelled),
     ftx.data.partition_iid: (
         {"num_examples": 4, "num_clients": 2, "seed": 0},

@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from fedjax_tx import check
 from fedjax_tx.data.classes import clients_of_rows
 from fedjax_tx.data.federated import FederatedDataset, describe_array
+from fedjax_tx.prng import host_generator
 
 
 def keep_rows(data: FederatedDataset, kept: Bool[np.ndarray, " rows"]) -> FederatedDataset:
@@ -30,9 +31,54 @@ def keep_rows(data: FederatedDataset, kept: Bool[np.ndarray, " rows"]) -> Federa
     flags = check.instance("kept", kept, np.ndarray, "an array of flags, one a row")
     if flags.dtype != bool or flags.shape != (data.num_examples,):
         check.fail_value("kept", f"to be bool[{data.num_examples}], one flag a row", f"{flags.dtype}{list(flags.shape)}")
-    sizes = np.bincount(clients_of_rows(data)[flags], minlength=data.num_clients)
-    columns = {name: column[flags] for name, column in data.columns.items()}
-    return FederatedDataset(columns, np.append(0, np.cumsum(sizes[sizes > 0])), data.client_ids[sizes > 0])
+    left = _some_rows(data, flags)
+    some = left.client_sizes > 0
+    return FederatedDataset(left.columns, np.append(0, left.offsets[1:][some]), left.client_ids[some])
+
+
+def split_rows(data: FederatedDataset, shares: Sequence[float], *, seed: int | None) -> tuple[FederatedDataset, ...]:
+    """Splits the rows of each client, such as into data for training, validation and testing.
+
+    Every set has all clients, in their order; a client's rows stay in theirs. Of n rows the first sets together hold n times
+    their shares, rounded; the first holds a row at least, so that a client with a single one keeps it for training.
+
+    Args:
+      data: any data set that holds all its rows. shares: > 0, one for each set; they sum to 1.
+      seed: names a random choice of rows. None: the first set has a client's first rows and the last set its last, as a
+        forecast from series needs it.
+
+    Raises:
+      TypeError, ValueError: if an argument is not such, or other processes hold a part of the rows.
+
+    Example:
+      >>> data = FederatedDataset.from_columns({"x": np.arange(6)}, ["a"] * 5 + ["b"])
+      >>> train, test = split_rows(data, [0.6, 0.4], seed=None)
+      >>> train.columns["x"].tolist(), test.columns["x"].tolist(), test.client_sizes.tolist()
+      ([0, 1, 2, 5], [3, 4], [2, 0])
+    """
+    check.instance("data", data, FederatedDataset, "a FederatedDataset")
+    data.refuse_part()
+    check.instance("shares", shares, (list, tuple), "a list of numbers")
+    for share in shares:
+        check.number("a share of shares", share, above=0)
+    if abs(sum(shares) - 1) > 1e-6:
+        check.fail_value("shares", "to sum to 1", shares)
+    if seed is not None:
+        check.integer("seed", seed, low=0)
+    client, sizes = clients_of_rows(data), data.client_sizes
+    chosen = np.zeros(data.num_examples) if seed is None else host_generator(seed, "split").random(data.num_examples)
+    place = np.empty(data.num_examples, np.int64)  # of a row among its client's
+    place[np.lexsort((chosen, client))] = np.arange(data.num_examples) - np.asarray(data.offsets)[client]
+    ends = np.maximum(np.rint(np.outer(sizes, np.cumsum(shares))), 1)
+    number = np.sum(place[:, None] >= ends[client, :-1], axis=1)
+    return tuple(_some_rows(data, number == part) for part in range(len(shares)))
+
+
+def _some_rows(data: FederatedDataset, kept: Bool[np.ndarray, " rows"]) -> FederatedDataset:
+    """The rows that are kept, and all clients."""
+    sizes = np.bincount(clients_of_rows(data)[kept], minlength=data.num_clients)
+    columns = {name: column[kept] for name, column in data.columns.items()}
+    return FederatedDataset(columns, np.append(0, np.cumsum(sizes)), data.client_ids)
 
 
 def concatenate(parts: Sequence[FederatedDataset]) -> FederatedDataset:

@@ -109,7 +109,8 @@ def count_tokens(tokenizer: "Tokenizer", texts: Collection[str]) -> Int64[np.nda
       >>> count_tokens(tokenizer, ["a b a", "b"]).tolist()
       [3, 1]
     """
-    return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(_read_texts(tokenizer, texts))], np.int64)
+    listed = _read_texts(tokenizer, texts)
+    return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(listed)], np.int64)
 
 
 def _encode_cut(tokenizer: "Tokenizer", texts: list[str], max_length: int) -> list[list[int]]:

@@ -60,6 +60,55 @@ def test_nothing_is_put_together_to_nothing():
     assert ftx.data.concatenate([none, UNSORTED]).client_ids.tolist() == UNSORTED.client_ids.tolist()
 
 
+RAGGED = ftx.data.FederatedDataset.from_offsets(
+    {"x": np.arange(131)}, np.append(0, np.cumsum([1, 100, 0, 2, 3, 20, 5])), ["z", "b", "empty", "y", "a", "c", "d"]
+)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_each_row_is_in_one_set_and_all_sets_have_all_clients(seed):
+    parts = ftx.data.split_rows(RAGGED, [0.8, 0.1, 0.1], seed=seed)
+    for part in parts:
+        assert part.client_ids.tolist() == RAGGED.client_ids.tolist()
+        assert all(np.all(np.diff(part.client(number)["x"]) > 0) for number in range(7))  # in stored order
+    for number in range(7):
+        rows = np.concatenate([part.client(number)["x"] for part in parts])
+        np.testing.assert_array_equal(np.sort(rows), RAGGED.client(number)["x"])
+    assert [part.client_sizes.tolist() for part in parts] == [
+        [1, 80, 0, 2, 2, 16, 4],
+        [0, 10, 0, 0, 1, 2, 0],
+        [0, 10, 0, 0, 0, 2, 1],
+    ]
+
+
+def test_in_stored_order_the_last_rows_are_the_last_set():
+    train, test = ftx.data.split_rows(RAGGED, [0.75, 0.25], seed=None)
+    assert train.client(5)["x"].tolist() == list(range(106, 121)) and test.client(5)["x"].tolist() == list(range(121, 126))
+
+
+def test_the_seed_names_a_random_choice_of_a_clients_rows():
+    first, again, other = (ftx.data.split_rows(RAGGED, [0.5, 0.5], seed=seed)[1].columns["x"].tolist() for seed in (0, 0, 1))
+    assert first == again != other
+    counts = np.zeros(131)
+    for seed in range(400):
+        counts[ftx.data.split_rows(RAGGED, [0.8, 0.2], seed=seed)[1].columns["x"]] += 1
+    assert np.all(np.abs(counts[1:101] / 400 - 0.2) < 5 * np.sqrt(0.16 / 400))
+
+
+def test_a_first_set_of_a_small_share_has_a_row_of_each_client():
+    first, _, third = ftx.data.split_rows(RAGGED, [0.1, 0.1, 0.8], seed=0)
+    assert first.client_sizes.tolist() == [1, 10, 0, 1, 1, 2, 1] and third.client_sizes[3] == 1
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [([0.8, 0.1], "shares to sum to 1"), ([1.0, 0.0], "a share of shares > 0, got 0.0"), ([], "to sum to 1")],
+)
+def test_shares_that_are_none_are_refused(shares, message):
+    with pytest.raises(ValueError, match=message):
+        ftx.data.split_rows(RAGGED, shares, seed=0)
+
+
 def test_parts_that_differ_in_kind_are_named():
     def data(x, client):
         return ftx.data.FederatedDataset.from_columns({"x": x}, [client])
