@@ -13,8 +13,8 @@ Two conventions hold everywhere:
 * **(value, weight)**. A loss or a metric is a pair: a mean and the weight it stands for. ``mask`` is True where an example is
   real. The library masks and averages in one place: sum(mask * weight * value) / sum(mask * weight). A metric may be such a
   mean for each of some groups of examples, say the recall of each class: then both have one more axis, [batch, group], in a
-  NamedTuple (value, weight) whose ``overall()`` makes one number of the groups, in NumPy and once all examples are in, and whose
-  ``parts()`` names those that are worth telling (``tasks/scores.py``).
+  NamedTuple (value, weight) whose ``overall()`` makes one number of the groups, in NumPy and once all examples are in (NaN where
+  there is none), and whose ``parts()`` names those that are worth telling (``tasks/scores.py``).
 * **Keys come from names**: the seed, the round, the client's id, the pass, the client's own step; never from where the
   executor happened to put the client.
 """

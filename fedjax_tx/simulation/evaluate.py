@@ -26,7 +26,7 @@ from fedjax_tx.types import Cohort, Execution, LocalWork
 
 _ROWS_AT_ONCE = 64
 _PERCENTILES = (10, 50, 90)
-_WORSE_WHEN_HIGH = {"loss", "error"}
+_WORSE_WHEN_HIGH = {"loss", "error", "perplexity"}
 
 ClientMetrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -174,8 +174,9 @@ def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:
 
     The spread is that of the clients' own means, each client counting once: percentiles 10, 50 and 90, the variance, and the mean
     over the worst tenth of the clients (rounded up), as arXiv 1905.10497 compares fairness. Worst are those of the lowest values,
-    of a metric whose name has the word ``loss`` or ``error`` those of the highest. A metric by groups of examples is pooled group
-    by group first; the number it then makes stands under its name, its parts under ``name/metric/part``.
+    of a metric whose name has the word ``loss``, ``error`` or ``perplexity`` those of the highest. A metric by groups of examples
+    is pooled group by group first; the number it then makes stands under its name, its parts under ``name/metric/part``. Clients
+    for whom it makes none (the area under the ROC curve of a single class) take no part in the spread.
 
     Example:
       >>> summary = summarise("test", {"loss": (np.array([1.0, 3.0]), np.array([3.0, 1.0]))})
@@ -204,11 +205,13 @@ def _spread(metric: str, own: np.ndarray) -> dict[str, float]:
 
 def _by_groups(pair: Any) -> tuple[float, np.ndarray, dict[str, float]]:
     """Of a metric by groups: its number over all examples, that of each client that has any, and its parts."""
-    own = pair.weight.sum(-1) > 0
+    numbers = pair.overall()
+    # NaN of finite means says that there is no such number; NaN of a model that diverged is told.
+    own = (pair.weight.sum(-1) > 0) & ~(np.isnan(numbers) & np.isfinite(pair.value).all(-1))
     means = [weighted_mean(value, weight) for value, weight in zip(pair.value.T, pair.weight.T, strict=True)]
     pooled = pair._replace(value=np.array(means), weight=pair.weight.sum(0, dtype=np.float64))
     parts = {part: float(value) for part, value in pooled.parts().items()}
-    return float(pooled.overall()) if own.any() else float("nan"), pair.overall()[own], parts
+    return float(pooled.overall()) if pooled.weight.any() else float("nan"), numbers[own], parts
 
 
 def evaluation_work(experiment: Experiment, dataset: FederatedDataset) -> LocalWork:

@@ -19,7 +19,7 @@ from fedjax_tx.tasks.parts import (
     read_tokens,
     with_model,
 )
-from fedjax_tx.tasks.scores import calibration_error, recall
+from fedjax_tx.tasks.scores import auroc, calibration_error, f1, perplexity, recall
 from fedjax_tx.types import Model, Task
 
 
@@ -33,7 +33,8 @@ def next_token(model: Model, *, pad_id: int | None = None, valid: str | None = N
         Padding stands behind its text, where a causal model does not see it. With neither, every target counts.
       column: the batch's column of integers [batch, time + 1]; inputs are all but the last, targets all but the first.
 
-    Loss and ``accuracy`` are means over an example's real targets, and the weight is their share of ``time``.
+    Loss and ``accuracy`` are means over an example's real targets, and the weight is their share of ``time``. ``perplexity`` is
+    exp of the loss: of that over all examples of an evaluation set, and in the clients' percentiles of each client's own.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or has an impossible value; in use, the batch lacks the
@@ -69,7 +70,7 @@ def next_token(model: Model, *, pad_id: int | None = None, valid: str | None = N
         return average(cross_entropy, outputs, batch)
 
     def metrics(outputs, batch):
-        return {"accuracy": average(is_right, outputs, batch)}
+        return {"accuracy": average(is_right, outputs, batch), "perplexity": perplexity(*loss(outputs, batch))}
 
     return Task(**with_model(model, lambda batch: read(batch)[:, :-1]), loss=loss, metrics=metrics, labels=(column,))
 
@@ -84,9 +85,11 @@ def classification(
 ) -> Task:
     """Returns the task of naming each example's class, by cross-entropy, with the metric ``accuracy``.
 
-    With ``num_classes`` evaluation has two more: ``recall``, the mean over classes (balanced accuracy) beside
-    ``recall/class_0`` ... of each, and ``calibration_error``, the expected calibration error (arXiv 1706.04599). Both are made
-    from what is pooled over all examples of an evaluation set; in the clients' percentiles, from each client's own.
+    With ``num_classes`` evaluation has more: ``recall``, the mean over classes (balanced accuracy) beside ``recall/class_0`` ...
+    of each, ``f1`` likewise (macro F1), ``calibration_error``, the expected calibration error (arXiv 1706.04599), and with two
+    classes ``auroc``, the area under the ROC curve, from a histogram of scores (see ``tasks/scores.py`` for its resolution). All
+    are made from what is pooled over all examples of an evaluation set; in the clients' percentiles, from each client's own,
+    where one who has a single class has no ``auroc``.
 
     Args:
       model: ``apply(params, inputs[batch, ...], key=) -> logits[batch, classes]``.
@@ -128,7 +131,10 @@ def classification(
             return metrics
         if logits.shape[-1] != num_classes:
             check.fail_value("the model's logits", f"of {num_classes} classes, as num_classes says", logits.shape)
-        return metrics | {"recall": recall(logits, wanted), "calibration_error": calibration_error(logits, wanted, num_bins)}
+        metrics |= {"recall": recall(logits, wanted), "f1": f1(logits, wanted)}
+        if num_classes == 2:
+            metrics["auroc"] = auroc(logits, wanted)
+        return metrics | {"calibration_error": calibration_error(logits, wanted, num_bins)}
 
     return Task(**with_model(model, lambda batch: read_inputs(batch, inputs)), loss=loss, metrics=metrics, labels=(labels,))
 
