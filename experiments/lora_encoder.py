@@ -128,7 +128,7 @@ def make_task(settings: Settings, method: str, model: ftx.Model, params: Any, ke
     """Returns what a method trains, and the parameters that it starts from."""
     if method == "lora":
         model = ftx.models.lora(model, settings.rank, where="layers/*")
-        params = ftx.models.add_lora(params, model, key)
+        params = ftx.models.add_extras(params, model, key)
     task = ftx.tasks.classification(model, inputs=("tokens", "valid"), labels="period", num_classes=len(presidents.PERIODS))
     trained = {"probe": ["head/*"], "lora": ["*lora*", "head/*"], "full": ["*"]}[method]
     return ftx.tasks.freeze(task, trained), params

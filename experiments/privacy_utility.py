@@ -157,7 +157,7 @@ def prepare(settings: Settings) -> Study:
     plain = ftx.models.decoder(shakespeare.VOCABULARY_SIZE, *size)
     adapted = ftx.models.lora(plain, settings.rank)
     task = ftx.tasks.freeze(ftx.tasks.next_token(adapted, pad_id=0), "*lora_b")
-    start = ftx.models.add_lora(train_publicly(settings, plain), adapted, jax.random.key(1))
+    start = ftx.models.add_extras(train_publicly(settings, plain), adapted, jax.random.key(1))
     trained = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))[0]))
     return Study(splits, task, start, trained)
 

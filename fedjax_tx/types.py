@@ -13,8 +13,8 @@ Two conventions hold everywhere:
 * **(value, weight)**. A loss or a metric is a pair: a mean and the weight it stands for. ``mask`` is True where an example is
   real. The library masks and averages in one place: sum(mask * weight * value) / sum(mask * weight). A metric may be such a
   mean for each of some groups of examples, say the recall of each class: then both have one more axis, [batch, group], in a
-  NamedTuple (value, weight) whose ``overall()`` makes one number of the groups, in NumPy and once all examples are in, and whose
-  ``parts()`` names those that are worth telling (``tasks/scores.py``).
+  NamedTuple (value, weight) whose ``overall()`` makes one number of the groups, in NumPy and once all examples are in (NaN where
+  there is none), and whose ``parts()`` names those that are worth telling (``tasks/scores.py``).
 * **Keys come from names**: the seed, the round, the client's id, the pass, the client's own step; never from where the
   executor happened to put the client.
 """
@@ -56,12 +56,15 @@ class Task(NamedTuple):
     ``apply(trainable, frozen, batch, key) -> outputs``: a dict of arrays such as ``logits``; ``key=None`` means evaluation.
     ``loss(outputs, batch) -> (value[batch], weight[batch])``.
     ``metrics(outputs, batch) -> {name: (value[batch], weight[batch])}``; the loss is always reported and need not be in it.
+    ``labels``: columns of integers that name classes (or tokens) of ``logits``, 0 to their number - 1; data in which one holds
+    anything else is refused before anything compiles. A task of your own that allows more, such as a mark to skip, names none.
     """
 
     init: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
     apply: Callable[[PyTree, PyTree, Batch, Key[Array, ""] | None], Mapping[str, Array]]
     loss: Callable[[Mapping[str, Array], Batch], tuple[Float[Array, " batch"], Float[Array, " batch"]]]
     metrics: Callable[[Mapping[str, Array], Batch], Metrics]
+    labels: tuple[str, ...] = ()
 
 
 @jax.tree_util.register_static
@@ -123,6 +126,8 @@ class ClientTrainer(NamedTuple):
     batch (``LocalWork.expected_batch``) may have no real row; it is a step all the same.
     ``finish(broadcast, info, local) -> ClientResult``.
 
+    ``task``: the one that an evaluation scores, where there is one: by its ``labels`` data is checked before anything compiles.
+
     All passes of an algorithm share one client state: it is made by the first pass's trainer, and each pass reads and
     returns it (a pass that has nothing to keep hands back what it got at ``start``).
     """
@@ -131,6 +136,7 @@ class ClientTrainer(NamedTuple):
     start: Callable[[PyTree, ClientInfo, PyTree], PyTree]
     step: Callable[[PyTree, ClientInfo, PyTree, Batch, Bool[Array, " batch"], Key[Array, ""]], PyTree]
     finish: Callable[[PyTree, ClientInfo, PyTree], ClientResult]
+    task: Task | None = None
 
 
 class Linear(NamedTuple):

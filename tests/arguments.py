@@ -295,6 +295,10 @@ TABLE = {
         {"data": [3], "kept": [[True], np.ones(2, bool), np.zeros(DATA.num_examples, int)]},
     ),
     ftx.data.row_clients: ({"data": DATA}, {"data": [3]}),
+    ftx.data.split_rows: (
+        {"data": DATA, "shares": [0.5, 0.5], "seed": 0},
+        {"data": [3, ftx.data.take_part(DATA, 0, 2)], "shares": [3, [], ["half"], [0.5, 0.4], [1.5, -0.5]], **seed},
+    ),
     ftx.data.describe: ({"data": DATA}, labelled),
     ftx.data.partition_iid: (
         {"num_examples": 4, "num_clients": 2, "seed": 0},
@@ -408,7 +412,7 @@ TABLE = {
         {"clients_per_round": [*count, 3], "weights": [["big"], [1.0, -1.0]], "exact": ["yes"]},
     ),
     ftx.models.adapters: ({"model": MODEL, "size": 1}, {"model": [3], "size": count, "where": [3, [], "haed"]}),
-    ftx.models.add_lora: ({"params": {}, "model": ADAPTED, "key": jax.random.key(0)}, {"model": [3, MODEL], "key": [3]}),
+    ftx.models.add_extras: ({"params": {}, "model": ADAPTED, "key": jax.random.key(0)}, {"model": [3, MODEL], "key": [3]}),
     ftx.models.cnn: (
         {"input_shape": (8, 8, 1), "num_classes": 2},
         {
@@ -577,7 +581,7 @@ TABLE = {
         {"folder": ELSEWHERE, "params": {}, "config": VIT},
         {"folder": [3], "params": [3, {}], "config": config},
     ),
-    ftx.tasks.next_token: ({"model": MODEL}, {"model": [3], "pad_id": ["0", -1], "column": text}),
+    ftx.tasks.next_token: ({"model": MODEL}, {"model": [3], "pad_id": ["0", -1], "valid": text, "column": text}),
     ftx.tasks.classification: (
         {"model": MODEL},
         {"model": [3], "inputs": columns, "labels": text, "num_classes": ["4", 1], "num_bins": count},
@@ -595,8 +599,9 @@ TABLE = {
             "model": [3],
             "vocab_size": count,
             "mask_id": ["7", 8],
-            "pad_id": ["0", -1],
-            "special_ids": [3, ["a"], [-1]],
+            "pad_id": ["0", -1, 8],
+            "valid": text,
+            "special_ids": [3, ["a"], [-1], [8]],
             "rate": ["often", 0.0, 1.0],
             "column": text,
         },

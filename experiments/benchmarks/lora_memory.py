@@ -62,7 +62,7 @@ def make_experiment(settings: Settings, method: str, lanes: int):
     model, params = load_model(settings)
     if method == "lora":
         model = ftx.models.lora(model, settings.rank, where="layers/*")
-        params = ftx.models.add_lora(params, model, jax.random.key(1))
+        params = ftx.models.add_extras(params, model, jax.random.key(1))
     task = ftx.tasks.classification(model, inputs=("tokens", "valid"))
     generator = np.random.default_rng(0)
     columns = {

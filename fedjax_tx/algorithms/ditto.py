@@ -147,4 +147,4 @@ def evaluate_both(
     def finish(broadcast, info, local):
         return ClientResult({}, client_weight(info), local.state, local.metrics)
 
-    return ClientTrainer(init_state, start, step, finish)
+    return ClientTrainer(init_state, start, step, finish, task)

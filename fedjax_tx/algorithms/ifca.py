@@ -224,4 +224,4 @@ def evaluate_chosen(task: Task) -> ClientTrainer:
         told = {"cluster": local.choice.astype(jnp.float32), "cluster_known": known}
         return result._replace(metrics={**result.metrics, **{name: (value, result.weight) for name, value in told.items()}})
 
-    return ClientTrainer(lambda broadcast, key: jnp.int32(_NO_CHOICE), start, step, finish)
+    return ClientTrainer(lambda broadcast, key: jnp.int32(_NO_CHOICE), start, step, finish, task)

@@ -127,4 +127,4 @@ def local_evaluation(
         metrics, state = local
         return ClientResult({}, client_weight(info), state, metrics)
 
-    return ClientTrainer(lambda broadcast, key: (), start, step, finish)
+    return ClientTrainer(lambda broadcast, key: (), start, step, finish, task)

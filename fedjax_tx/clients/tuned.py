@@ -65,7 +65,7 @@ def tuned_evaluation(task: Task, optimizer: optax.GradientTransformation, steps:
     def finish(broadcast, info, local):
         return ClientResult({}, client_weight(info), local.state, local.metrics)
 
-    return ClientTrainer(lambda broadcast, key: (), start, step, finish)
+    return ClientTrainer(lambda broadcast, key: (), start, step, finish, task)
 
 
 def small_batches(local: LocalWork) -> LocalWork:

@@ -35,7 +35,7 @@ from fedjax_tx.data.partition import (
 )
 from fedjax_tx.data.parts import gather_parts, take_part
 from fedjax_tx.data.power_of_choice import power_of_choice_cohorts
-from fedjax_tx.data.rows import concatenate, keep_rows, row_clients
+from fedjax_tx.data.rows import concatenate, keep_rows, row_clients, split_rows
 from fedjax_tx.data.separated import separated_cohorts
 from fedjax_tx.data.tokens import count_tokens, encode_texts, load_tokenizer
 from fedjax_tx.data.uneven import with_deadline, with_dropout, with_stragglers
@@ -81,6 +81,7 @@ __all__ = [
     "row_clients",
     "sample_classes",
     "separated_cohorts",
+    "split_rows",
     "take_part",
     "uniform_cohorts",
     "weighted_cohorts",

@@ -133,8 +133,8 @@ def read_labels(data: FederatedDataset, labels: str) -> np.ndarray:
     check.instance("labels", labels, str, "the name of a column")
     check.one_of("labels", labels, list(data.columns))
     values = data.columns[labels]
-    if values.dtype.kind not in "iu":
-        check.fail_type(f"column {labels!r}", "integers", f"{values.dtype}")
+    if values.dtype.kind not in "biu":
+        check.fail_type(f"column {labels!r}", "integers or booleans", f"{values.dtype}")
     if values.ndim != 1:
         check.fail_value(f"column {labels!r}", "to have one label an example", values.shape)
     return np.asarray(values, np.int64)

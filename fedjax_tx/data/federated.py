@@ -339,11 +339,35 @@ def _as_array(name: str, value: Any, kinds: str, expected: str) -> np.ndarray:
         raise ValueError(f"expected {name} to be an array of {expected}: {error}") from error
     if array.size == 0 and isinstance(value, (list, tuple)):
         array = array.astype(np.int64)  # NumPy makes [] float
+    array = plain_array(name, array)
     if array.dtype.kind not in kinds:
         check.fail_type(name, f"an array of {expected}", value)
     if array.ndim == 0:
         check.fail_type(name, f"an array of {expected} with at least one axis", value)
     return array
+
+
+def plain_array(name: str, array: np.ndarray) -> np.ndarray:
+    """Returns strings of any kind, such as pandas has, as an array of fixed-width ones; objects that are numbers as numbers.
+
+    Errors: ``TypeError`` naming the first entry that is no string where others are.
+
+    Example:
+      >>> plain_array("labels", np.array(["cat", "dog"], object)).dtype.str[1:]
+      'U3'
+    """
+    if array.dtype.kind not in "OT" or not array.size:
+        return array
+    entries = array.ravel().tolist()
+    if not any(isinstance(entry, str) for entry in entries):
+        try:
+            return np.array(array.tolist())
+        except ValueError:  # lists of different lengths
+            return array
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, str):
+            raise TypeError(f"expected {name} to be of strings, got {entry!r:.60} ({type(entry).__name__}) in entry {number}")
+    return np.array(entries).reshape(array.shape)
 
 
 def _as_vector(name: str, value: Any, kinds: str, expected: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Int32, Int64
 from numpy.typing import ArrayLike
 
 from fedjax_tx import check
+from fedjax_tx.data.federated import plain_array
 from fedjax_tx.prng import host_generator
 
 
@@ -42,7 +43,7 @@ def partition_dirichlet(labels: ArrayLike, num_clients: int, alpha: float, *, se
     by Dir(a), as in arXiv 1905.12022, sizes differ too; that a is about this alpha divided by the number of classes.)
 
     Args:
-      labels: [example], integers or strings. num_clients: at most as many as examples.
+      labels: [example], integers, booleans or strings. num_clients: at most as many as examples.
       alpha: 0 to infinity. Infinity: examples are dealt at random. 0: a client has one class, and another one only as far as
         its class runs out.
       seed: names the draws.
@@ -80,8 +81,9 @@ def partition_shards(
     Shards of a class differ by one example at most, and none is empty: a client has at least ``shards_per_client`` examples.
 
     Args:
-      labels: [example], integers or strings. num_clients, shards_per_client: of their product, the number of shards, there are at
-        least as many as classes and at most as many as examples. seed: names who gets which.
+      labels: [example], integers, booleans or strings.
+      num_clients, shards_per_client: of their product, the number of shards, there are at least as many as classes and at most
+        as many as examples. seed: names who gets which.
 
     Errors: ``TypeError``, ``ValueError`` for arguments that aren't such.
 
@@ -152,7 +154,7 @@ def partition_features(
     Args:
       features: [example] or [example, ...], finite numbers: an age, a brightness, pixels.
       num_clients: at most as many as examples. strength: 0 (at random) to 1 (sorted), the correlation of a place with the score.
-      seed: names the noise. labels: [example], integers or strings.
+      seed: names the noise. labels: [example], integers, booleans or strings.
 
     Errors: ``TypeError``, ``ValueError`` for arguments that aren't such.
 
@@ -191,7 +193,7 @@ def partition_by(keys: ArrayLike, *, min_size: int = 1) -> Int32[np.ndarray, " e
     when one is left, at the latest. Clients are numbered in the order of their first keys.
 
     Args:
-      keys: [example], integers or strings. min_size: 1 to the number of examples.
+      keys: [example], integers, booleans or strings. min_size: 1 to the number of examples.
 
     Errors: ``TypeError``, ``ValueError`` for arguments that aren't such.
 
@@ -220,9 +222,9 @@ def _check_numbers(num_examples: int, num_clients: int, seed: int) -> None:
 
 def _read_classes(labels: ArrayLike, name: str = "labels") -> Int64[np.ndarray, " examples"]:
     """Numbers the distinct labels 0, 1, 2 ..."""
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iuU":
-        check.fail_type(name, "an array of integers or strings", labels)
+    array = plain_array(name, np.asarray(labels))
+    if array.dtype.kind not in "biuU":
+        check.fail_type(name, "an array of integers, booleans or strings", labels)
     if array.ndim != 1 or not array.size:
         check.fail_value(name, "of shape [example], with at least one", array.shape)
     return np.unique(array, return_inverse=True)[1].astype(np.int64)

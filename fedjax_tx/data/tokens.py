@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "Tokenizer":
 
 def encode_texts(
     tokenizer: "Tokenizer",
-    texts: Sequence[str],
+    texts: Collection[str],
     max_length: int,
     *,
     truncate: bool = False,
@@ -62,11 +62,12 @@ def encode_texts(
     """Returns the columns ``{"tokens": int32[N, T], "valid": bool[N, T]}`` of N texts; T is ``pad_to``, or the longest's length.
 
     Args:
-      tokenizer: of ``load_tokenizer``. texts: strings.
+      tokenizer: of ``load_tokenizer``. texts: strings, in a list, an array or a column of pandas.
       max_length: the most tokens of a text, special ones such as [CLS] and [SEP] included; at most what the model takes.
       truncate: whether longer texts are cut to that many, special tokens kept; else they are an error.
       pad_to: T where it must be one number for several calls, at least the longest's length.
-      pad_id: the token that fills up; None: the tokenizer's [PAD] or <pad>, or 0. No model here looks at it.
+      pad_id: the token that fills up; None: the tokenizer's [PAD] or <pad>. Where it has none, it is 0, which may be a token of
+        texts too: tasks then know padding by ``valid="valid"`` alone.
 
     Errors: ``ValueError`` telling how many texts are too long; or if ``max_length`` leaves no room beside the special tokens.
 
@@ -78,15 +79,15 @@ def encode_texts(
       >>> columns["tokens"].tolist(), columns["valid"].tolist()
       ([[2, 3], [3, 0]], [[True, True], [True, False]])
     """
-    _check_texts(tokenizer, texts)
+    listed = _read_texts(tokenizer, texts)
     check.integer("max_length", max_length, low=tokenizer.num_special_tokens_to_add(is_pair=False) + 1)
     check.boolean("truncate", truncate)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(listed)]
     cut = [index for index, row in enumerate(ids) if len(row) > max_length]
     if cut and not truncate:
         found = f"{len(cut)} of {len(ids)} longer than that, the longest of {max(map(len, ids))} (truncate=True cuts them)"
         raise ValueError(f"expected texts of at most max_length={max_length} tokens, got {found}")
-    for index, row in zip(cut, _encode_cut(tokenizer, [texts[index] for index in cut], max_length), strict=True):
+    for index, row in zip(cut, _encode_cut(tokenizer, [listed[index] for index in cut], max_length), strict=True):
         ids[index] = row
     longest = max(map(len, ids), default=0)
     width = longest if pad_to is None else check.integer("pad_to", pad_to, low=max(longest, 1))
@@ -98,7 +99,7 @@ def encode_texts(
     return {"tokens": tokens, "valid": np.arange(width) < lengths[:, None]}
 
 
-def count_tokens(tokenizer: "Tokenizer", texts: Sequence[str]) -> Int64[np.ndarray, " text"]:
+def count_tokens(tokenizer: "Tokenizer", texts: Collection[str]) -> Int64[np.ndarray, " text"]:
     """Returns how many tokens each text has, special ones included, before anything is cut: what to choose ``max_length`` by.
 
     Example:
@@ -108,8 +109,8 @@ def count_tokens(tokenizer: "Tokenizer", texts: Sequence[str]) -> Int64[np.ndarr
       >>> count_tokens(tokenizer, ["a b a", "b"]).tolist()
       [3, 1]
     """
-    _check_texts(tokenizer, texts)
-    return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts))], np.int64)
+    listed = _read_texts(tokenizer, texts)
+    return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(listed)], np.int64)
 
 
 def _encode_cut(tokenizer: "Tokenizer", texts: list[str], max_length: int) -> list[list[int]]:
@@ -120,16 +121,15 @@ def _encode_cut(tokenizer: "Tokenizer", texts: list[str], max_length: int) -> li
         tokenizer.no_truncation()
 
 
-def _check_texts(tokenizer: Any, texts: Any) -> None:
+def _read_texts(tokenizer: Any, texts: Any) -> list[str]:
     from tokenizers import Tokenizer
 
     check.instance("tokenizer", tokenizer, Tokenizer, "a tokenizers.Tokenizer, as of load_tokenizer")
     if tokenizer.padding is not None or tokenizer.truncation is not None:
         check.fail_value("tokenizer", "without padding and truncation of its own, as of load_tokenizer", "one with")
-    if isinstance(texts, str) or not isinstance(texts, (Sequence, np.ndarray)):
+    if isinstance(texts, (str, bytes, Mapping, Set)) or not isinstance(texts, Collection):
         check.fail_type("texts", "a sequence of strings", texts)
-    for index, text in enumerate(texts):
-        check.instance(f"texts[{index}]", text, str, "a string")
+    return [check.instance(f"texts[{index}]", text, str, "a string") for index, text in enumerate(texts)]
 
 
 def _pad_id(tokenizer: "Tokenizer") -> int:

@@ -6,9 +6,10 @@ from fedjax_tx.models.convolution import convolve
 from fedjax_tx.models.decoder import decoder
 from fedjax_tx.models.describe import Costs, describe
 from fedjax_tx.models.encoder import encoder
+from fedjax_tx.models.extras import add_extras
 from fedjax_tx.models.features import features
 from fedjax_tx.models.generate import generate
-from fedjax_tx.models.lora import add_lora, lora, merge_lora
+from fedjax_tx.models.lora import lora, merge_lora
 from fedjax_tx.models.mlp import logistic_regression, mlp
 from fedjax_tx.models.prefix import prefix
 from fedjax_tx.models.pretrained import load_bert, load_gpt2, load_vit, minilm_folder, save_bert, save_gpt2, save_vit
@@ -21,7 +22,7 @@ from fedjax_tx.models.vit import vit
 __all__ = [
     "Costs",
     "adapters",
-    "add_lora",
+    "add_extras",
     "cnn",
     "convolve",
     "decoder",

@@ -17,6 +17,7 @@ from fedjax_tx import check
 from fedjax_tx.models.attention import INIT_SCALE, drop, layer_norm, linear
 from fedjax_tx.models.inputs import check_sizes, check_tokens
 from fedjax_tx.models.lora import lora
+from fedjax_tx.models.modules import look_up
 from fedjax_tx.models.product import product
 from fedjax_tx.models.stack import Layers, make_stack
 from fedjax_tx.types import Model, PyTree
@@ -36,7 +37,7 @@ class _Ends(nnx.Module):
         self.head = None if tie_embeddings else linear(width, vocab_size, **options)
 
     def embed(self, tokens, key):
-        x = self.token_embedding(tokens)
+        x = look_up(self.token_embedding, tokens)
         if self.position_embedding is not None:
             x = x + self.position_embedding.embedding[: tokens.shape[1]]
         return drop(x.astype(self.dtype), self.dropout, key, site=0)

@@ -43,6 +43,7 @@ from jaxtyping import Array, Float, Int, Key
 from fedjax_tx import check
 from fedjax_tx.models.attention import INIT_SCALE, drop, layer_norm, linear
 from fedjax_tx.models.inputs import check_sizes, check_tokens, read_inputs, read_valid
+from fedjax_tx.models.modules import look_up
 from fedjax_tx.models.pooling import pool_positions, unit_length
 from fedjax_tx.models.product import product
 from fedjax_tx.models.stack import Layers, make_stack
@@ -68,10 +69,10 @@ class _Embedder(nnx.Module):
     def dense(self, outputs, rngs, **options):
         return linear(self.layers.width, outputs, rngs=rngs, **{"dtype": self.layers.dtype, **options})
 
-    def embed(self, tokens, segments, key):
-        x = self.token_embedding(tokens) + self.position_embedding.embedding[: tokens.shape[1]]
+    def embed(self, tokens, segments, valid, key):
+        x = look_up(self.token_embedding, tokens, valid) + self.position_embedding.embedding[: tokens.shape[1]]
         if self.segment_embedding is not None:
-            x = x + self.segment_embedding(jnp.zeros_like(tokens) if segments is None else segments)
+            x = x + look_up(self.segment_embedding, jnp.zeros_like(tokens) if segments is None else segments, valid)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         return drop(x.astype(self.layers.dtype), self.layers.dropout, key, site=0)
@@ -217,7 +218,7 @@ def encoder(
     ) -> Float[Array, "batch ..."]:
         tokens, valid, segments = _read(inputs, max_length, num_segments)
         ends = stack.ends(params)
-        x = ends.embed(tokens, segments, stack.key_of(key, "before"))
+        x = ends.embed(tokens, segments, valid, stack.key_of(key, "before"))
         return ends.read_out(stack.run(params, x, valid, key=key), valid, stack.key_of(key, "after"))
 
     return Model(stack.init, apply)

@@ -104,6 +104,43 @@ def _with(name: str, extra: PyTree, branch: dict) -> dict:
     return {**branch, name: extra}
 
 
+def add_extras(params: PyTree, model: Model, key: Key[Array, ""]) -> PyTree:
+    """Returns parameters of ``model``, one with adapters or prefixes, from those of the model without: pretrained weights.
+
+    What ``params`` holds stays, and what it lacks of the extras of ``lora``, ``adapters`` and ``prefix`` is drawn. As
+    ``init_params`` of a run it starts from there. With new adapters the model gives what it gave without; a new prefix changes
+    that.
+
+    Args:
+      params: nested dicts, of the same model without extras, or with some of them. model: the one with. key: draws the extras.
+
+    Errors: ``ValueError`` if the model has no extras, or naming a leaf that ``params`` lacks or has in another shape or dtype.
+
+    Example:
+      >>> from fedjax_tx.models import adapters, decoder, lora
+      >>> plain = decoder(vocab_size=8, num_layers=1, num_heads=1, width=8, max_length=4)
+      >>> pretrained = plain.init(jax.random.key(0))
+      >>> params = add_extras(pretrained, adapters(lora(plain, rank=2), size=3), jax.random.key(1))
+      >>> sorted(params["layers"]["mlp_out"])
+      ['adapter', 'bias', 'kernel', 'lora']
+    """
+    check.instance("model", model, Model, "a Model(init, apply)")
+    check.key("key", key)
+    held, shapes = tree.paths(check.mapping("params", params)), jax.eval_shape(model.init, key)
+    if not any(_is_extra(path) for path in tree.paths(shapes)):
+        check.fail_value("the model's parameters", "to hold extras, as of lora, adapters or prefix", sorted(shapes))
+
+    def is_new(path: Path) -> bool:
+        return _is_extra(path) and path not in held
+
+    check.same_tree("params", params, tree.partition(shapes, is_new)[1])
+    return tree.join(jax.jit(lambda key: tree.partition(model.init(key), is_new)[0])(key), params)
+
+
+def _is_extra(path: Path) -> bool:
+    return not {"lora", "adapter", "prefix"}.isdisjoint(path)
+
+
 def before(apply: Callable[..., PyTree], function: Callable[[PyTree], PyTree]) -> Callable[..., PyTree]:
     """Returns ``apply`` of a model with ``function`` of the parameters in their place."""
     return lambda params, inputs, *, key=None: apply(function(params), inputs, key=key)

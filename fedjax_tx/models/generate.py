@@ -22,7 +22,8 @@ def generate(
     """Continues a prompt by sampling from a decoder; the model sees at most the last ``max_length`` tokens.
 
     Args:
-      model, params: a decoder of at least ``max_length`` positions. prompt: int [time], at least one token.
+      model, params: a decoder of at least ``max_length`` positions. prompt: int [time], at least one token,
+        each of the model's.
       num_tokens: how many to add. key: a JAX key. temperature: > 0; below 1 likely tokens become likelier.
 
     Returns: the prompt and what follows, int [time + num_tokens]. Every token runs the whole window (no cache of keys and
@@ -43,6 +44,10 @@ def generate(
     tokens = np.asarray(prompt)
     if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
         check.fail_value("prompt", "to be a list of at least one token", tokens.tolist())
+    window = jax.ShapeDtypeStruct((1, max_length), jnp.int32)
+    vocab_size = jax.eval_shape(model.apply, params, window).shape[-1]
+    for token in tokens[(tokens < 0) | (tokens >= vocab_size)][:1].tolist():
+        check.fail_value("prompt", f"to hold tokens in 0..{vocab_size - 1}, those that the model has", token)
     return _sample(model, max_length, num_tokens, params, jnp.asarray(tokens, jnp.int32), key, temperature)
 
 

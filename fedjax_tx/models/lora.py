@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 
 from fedjax_tx import check, tree
 from fedjax_tx.models import extras
@@ -93,40 +92,8 @@ def merge_lora(params: PyTree, lora_alpha: float | None = None) -> PyTree:
     return merged(params)
 
 
-def add_lora(params: PyTree, model: Model, key: Key[Array, ""]) -> PyTree:
-    """Returns the parameters of ``model``, one with adapters, from a plain one's: pretrained weights, new adapters.
-
-    The result gives the logits that ``params`` gave. As ``init_params`` of a run it starts from there.
-
-    Args:
-      params: of the same model without adapters. model: the one with. key: draws the adapters.
-
-    Errors: ``ValueError`` if the model has no adapters, or naming a leaf that ``params`` lacks or has in another shape or dtype.
-
-    Example:
-      >>> sizes = {"vocab_size": 8, "num_layers": 1, "num_heads": 1, "width": 8, "max_length": 4}
-      >>> from fedjax_tx.models import decoder
-      >>> plain = decoder(**sizes)
-      >>> params = add_lora(plain.init(jax.random.key(0)), lora(plain, rank=2), jax.random.key(1))
-      >>> params["layers"]["mlp_in"]["lora"]["lora_a"].shape
-      (1, 8, 2)
-    """
-    check.instance("model", model, Model, "a Model(init, apply)")
-    check.key("key", key)
-    shapes = jax.eval_shape(model.init, key)
-    _check_has_adapters("the model's parameters", shapes)
-    _, plain = tree.partition(shapes, _is_adapter)
-    check.same_tree("params", params, plain)
-    adapters = jax.jit(lambda key: tree.partition(model.init(key), _is_adapter)[0])(key)
-    return tree.join(adapters, params)
-
-
-def _is_adapter(path: tuple[str, ...]) -> bool:
-    return "lora" in path
-
-
 def _check_has_adapters(name: str, params: PyTree) -> None:
-    adapters, _ = tree.partition(params, _is_adapter)
+    adapters, _ = tree.partition(params, lambda path: "lora" in path)
     if not adapters:
         check.fail_value(name, "to hold adapters, as of decoder(..., lora_rank=4)", sorted(params))
 

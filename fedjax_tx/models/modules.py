@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from fedjax_tx import check
 from fedjax_tx.models.convolution import Padding, convolve
@@ -73,6 +73,24 @@ class Convolution(nnx.Module):
         """Convolves; in ``dtype``."""
         y = convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def look_up(
+    table: nnx.Embed, ids: Int[Array, "*shape"], valid: Bool[Array, "*shape"] | None = None
+) -> Float[Array, "*shape width"]:
+    """Returns the row of each id: of one that the table lacks NaN, or row 0 where ``valid`` is False.
+
+    Indexing alone takes ids below 0 from the table's end.
+
+    Example:
+      >>> table = nnx.Embed(3, 1, rngs=nnx.Rngs(0))
+      >>> jnp.isnan(look_up(table, jnp.array([2, 3, -1, -1]), jnp.array([True, True, True, False])))[:, 0].tolist()
+      [False, True, True, False]
+    """
+    ids, size = jnp.asarray(ids, jnp.int32), table.num_embeddings
+    if valid is None:
+        return table(jnp.where(ids < 0, size, ids))
+    return table(jnp.where((ids >= 0) & (ids < size), ids, jnp.where(valid, size, 0)))
 
 
 def as_model(make: Callable[[nnx.Rngs], nnx.Module], call: Callable[[nnx.Module, PyTree], Array]) -> Model:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 from fedjax_tx import check
 from fedjax_tx.models.inputs import check_dtype, check_sizes, read_inputs, read_valid
 from fedjax_tx.models.layers import Dense
-from fedjax_tx.models.modules import UNIT_NORMAL, as_model, check_shape, make_head
+from fedjax_tx.models.modules import UNIT_NORMAL, as_model, check_shape, look_up, make_head
 from fedjax_tx.types import Model
 
 _SERIES = "batch time width"
@@ -122,7 +122,10 @@ class _Network(nnx.Module):
         self.head = make_head(width, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, valid, *, every_position: bool):
-        x = self.token_embedding(x) if hasattr(self, "token_embedding") else x
+        if hasattr(self, "token_embedding"):
+            x = look_up(self.token_embedding, x, valid)
+        elif valid is not None:
+            x = jnp.where(valid[..., None], x, 0)  # of NaN, which often fills up series, gradients would be NaN
         for number in range(self.num_layers):
             x = getattr(self, f"layer_{number}")(x, valid)
         return self.head(x if every_position else x[:, -1])

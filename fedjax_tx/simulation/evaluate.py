@@ -17,6 +17,7 @@ from fedjax_tx import check
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity
+from fedjax_tx.simulation.columns import count_classes, in_memory, refuse_values
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.mesh import owners, place, resolve_mesh
 from fedjax_tx.simulation.placement import pad, place_columns, refuse_buffers, rows_that_fit
@@ -26,7 +27,7 @@ from fedjax_tx.types import Cohort, Execution, LocalWork
 
 _ROWS_AT_ONCE = 64
 _PERCENTILES = (10, 50, 90)
-_WORSE_WHEN_HIGH = {"loss", "error"}
+_WORSE_WHEN_HIGH = {"loss", "error", "perplexity"}
 
 ClientMetrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -41,7 +42,8 @@ def make_evaluation(experiment: Experiment, dataset: FederatedDataset, execution
       experiment: says the algorithm. dataset: the clients to score; its columns are those of the training data.
       execution: on which mesh, and where the data lies; its other settings do not matter here.
 
-    Errors: ``ValueError`` if the columns differ from the training data's in name, dtype or shape, or do not fit on a device.
+    Errors: ``ValueError`` if the columns differ from the training data's in name, dtype or shape, hold labels of no class or
+      integers beyond int32, or do not fit on a device.
 
     Example:
       >>> import fedjax_tx as ftx, optax
@@ -119,7 +121,8 @@ class EvaluationPlan(NamedTuple):
 def plan_evaluation(experiment: Experiment, dataset: FederatedDataset, execution: Execution | None = None) -> EvaluationPlan:
     """Checks that a data set can be scored, and packs its clients into lanes."""
     execution = Execution() if execution is None else execution
-    work, capacity, mesh = _plan_work(experiment, dataset, execution)
+    work, capacity, mesh, classes = _plan_work(experiment, dataset, execution)
+    refuse_values(dataset.columns, classes)
     cohort = as_cohort(Cohort(np.arange(dataset.num_clients)), dataset.num_clients, dataset.num_clients)
     schedule = place(make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0, owners(dataset, mesh)), mesh)
     columns = place_columns(dataset, "device", mesh)
@@ -128,7 +131,7 @@ def plan_evaluation(experiment: Experiment, dataset: FederatedDataset, execution
 
 
 def _plan_work(experiment: Experiment, dataset: FederatedDataset, execution: Execution):
-    """(work, capacity for all clients at once, mesh) of an evaluation, once it is found to be one."""
+    """(work, capacity for all clients at once, mesh, classes of labels) of an evaluation, once it is found to be one."""
     check.instance("experiment", experiment, Experiment, "an Experiment")
     check.instance("dataset", dataset, FederatedDataset, "a FederatedDataset")
     check.instance("execution", execution, Execution, "an Execution")
@@ -140,7 +143,7 @@ def _plan_work(experiment: Experiment, dataset: FederatedDataset, execution: Exe
     devices = None if mesh is None else mesh.size
     owned = owners(dataset, mesh)
     capacity = plan_capacity(dataset.client_sizes, work, dataset.num_clients, lanes, False, devices, execution.taper, owned)
-    return work, capacity, mesh
+    return work, capacity, mesh, count_classes(algorithm, dataset.columns)
 
 
 def _make_pieces(
@@ -150,7 +153,8 @@ def _make_pieces(
     if execution.placement == "device":
         whole = plan_evaluation(experiment, dataset, execution)
         return lambda: [whole]
-    work, capacity, mesh = _plan_work(experiment, dataset, execution)
+    work, capacity, mesh, classes = _plan_work(experiment, dataset, execution)
+    refuse_values(in_memory(dataset.columns), classes)
     bounds = _piece_bounds(dataset.offsets, rows_that_fit(dataset.columns))
     capacity = _piece_capacity(dataset, work, capacity, bounds)
     num_rows = max(int(dataset.offsets[last] - dataset.offsets[first]) for first, last in bounds)
@@ -164,6 +168,7 @@ def _make_pieces(
             schedule = make_schedule(cohort, dataset.offsets, work, capacity, experiment.seed, 0)
             schedule = schedule._replace(order=np.maximum(schedule.order - start, 0).astype(np.int32))  # 0 behind its end
             columns = {name: pad(column[start:stop], num_rows) for name, column in dataset.columns.items()}
+            refuse_values(columns, classes)
             rows = pad(known[first:last], capacity.clients)
             rows, columns, schedule = place((rows, columns, schedule), mesh)
             yield EvaluationPlan(work.batch_size, rows, columns, schedule, mesh, last - first)
@@ -198,8 +203,9 @@ def summarise(name: str, metrics: ClientMetrics) -> dict[str, float]:
 
     The spread is that of the clients' own means, each client counting once: percentiles 10, 50 and 90, the variance, and the mean
     over the worst tenth of the clients (rounded up), as arXiv 1905.10497 compares fairness. Worst are those of the lowest values,
-    of a metric whose name has the word ``loss`` or ``error`` those of the highest. A metric by groups of examples is pooled group
-    by group first; the number it then makes stands under its name, its parts under ``name/metric/part``.
+    of a metric whose name has the word ``loss``, ``error`` or ``perplexity`` those of the highest. A metric by groups of examples
+    is pooled group by group first; the number it then makes stands under its name, its parts under ``name/metric/part``. Clients
+    for whom it makes none (the area under the ROC curve of a single class) take no part in the spread.
 
     Example:
       >>> summary = summarise("test", {"loss": (np.array([1.0, 3.0]), np.array([3.0, 1.0]))})
@@ -238,11 +244,13 @@ def is_worse_when_high(metric: str) -> bool:
 
 def _by_groups(pair: Any) -> tuple[float, np.ndarray, dict[str, float]]:
     """Of a metric by groups: its number over all examples, that of each client that has any, and its parts."""
-    own = pair.weight.sum(-1) > 0
+    numbers = pair.overall()
+    # NaN of finite means says that there is no such number; NaN of a model that diverged is told.
+    own = (pair.weight.sum(-1) > 0) & ~(np.isnan(numbers) & np.isfinite(pair.value).all(-1))
     means = [weighted_mean(value, weight) for value, weight in zip(pair.value.T, pair.weight.T, strict=True)]
     pooled = pair._replace(value=np.array(means), weight=pair.weight.sum(0, dtype=np.float64))
     parts = {part: float(value) for part, value in pooled.parts().items()}
-    return float(pooled.overall()) if own.any() else float("nan"), pair.overall()[own], parts
+    return float(pooled.overall()) if pooled.weight.any() else float("nan"), numbers[own], parts
 
 
 def evaluation_work(experiment: Experiment, dataset: FederatedDataset) -> LocalWork:

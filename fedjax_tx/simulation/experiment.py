@@ -53,6 +53,11 @@ class Experiment:
         check.integer("seed", self.seed, low=0, high=2**32 - 1)
         if self.train.num_examples == 0:
             raise ValueError("expected train to hold at least one example, got 0")
+        for name, column in self.train.columns.items():
+            if column.dtype.kind not in "biufc":
+                check.fail_type(
+                    f"column {name!r} of train", "of numbers, as train.map can make of it", f"an array of {column.dtype}"
+                )
 
 
 def _check_hyper(name: str, value: Any) -> None:

@@ -19,6 +19,7 @@ from fedjax_tx.data.cohort import as_cohort
 from fedjax_tx.data.parts import Owners
 from fedjax_tx.data.schedule import Capacity, Schedule, make_schedule, plan_capacity, stack, useful_share
 from fedjax_tx.simulation.ahead import Ahead, CallKey, prepare_ahead, take_ahead
+from fedjax_tx.simulation.columns import count_classes, in_memory, refuse_data, refuse_values
 from fedjax_tx.simulation.debug import run_round_watched
 from fedjax_tx.simulation.experiment import Experiment
 from fedjax_tx.simulation.mesh import owners, place, resolve_mesh
@@ -101,7 +102,8 @@ class RoundFunction:
     """``round_fn.init(seed)`` makes the first state; ``round_fn(state) -> (state, info)`` runs one round.
 
     Made by ``make_round``. ``run(state, num_rounds)`` runs several in one call of the compiled program. ``columns`` are on the
-    devices, or with the host where ``buffer_rows`` says how many rows a call is sent. ``ahead`` holds at most one call.
+    devices, or with the host where ``buffer_rows`` says how many rows a call is sent. ``classes``: how many there are for each
+    column of labels. ``ahead`` holds at most one call.
     """
 
     experiment: Experiment
@@ -115,6 +117,7 @@ class RoundFunction:
     buffer_rows: int | None = None
     owners: Owners | None = None
     debug: bool = False
+    classes: Mapping[str, int] = field(default_factory=dict)
     ahead: list[Ahead] = field(default_factory=list, init=False, repr=False)
 
     def init(self, seed: int | None = None, init_params: PyTree = None) -> RoundState:
@@ -187,6 +190,7 @@ class RoundFunction:
         columns, schedules = self.columns, plan.schedules
         if self.buffer_rows is not None:
             buffers, schedules = gather_rows(columns, schedules, self.buffer_rows)
+            refuse_values(buffers, self.classes)
             columns = place(buffers, self.mesh)
         return Call(plan, columns, tuple(stack(planned, self.rounds_per_call) for planned in schedules))
 
@@ -245,6 +249,8 @@ def make_round(experiment: Experiment, execution: Execution | None = None) -> Ro
     Args:
       experiment: what is computed. execution: how; with ``num_lanes="auto"`` several programs are compiled and timed.
 
+    Errors: ``ValueError`` if the cohorts don't fit the algorithm, or a column holds labels of no class or integers beyond int32.
+
     Example:
       >>> import fedjax_tx as ftx, numpy as np, jax, optax
       >>> train = ftx.data.FederatedDataset.from_columns({"x": np.eye(4, dtype=np.float32), "y": np.arange(4)}, [0, 0, 1, 1])
@@ -263,6 +269,8 @@ def make_round(experiment: Experiment, execution: Execution | None = None) -> Ro
     execution = Execution() if execution is None else execution
     check.instance("execution", execution, Execution, "an Execution")
     mesh = resolve_mesh(execution)
+    if execution.placement == "device":
+        refuse_data(experiment)
     columns = place_columns(experiment.train, execution.placement, mesh)
     if execution.debug:
         plain = dataclasses.replace(execution, rounds_per_call=1, taper=0)
@@ -288,6 +296,8 @@ def build_round(
         check.fail_value("the algorithm's number of clients", expected, algorithm.num_clients)
     for a_pass in algorithm.passes:
         check_max_clients(a_pass.aggregator, most)
+    classes = count_classes(algorithm, train.columns)
+    refuse_values(in_memory(train.columns), classes)
     works = tuple(pass_work(a_pass, experiment.local) for a_pass in algorithm.passes)
     devices = None if mesh is None else mesh.size
     sizes, taper = train.client_sizes, execution.taper
@@ -301,8 +311,8 @@ def build_round(
         buffer_rows = min(rounds_per_call * round_rows, train.num_examples)
         refuse_buffers(columns, buffer_rows, mesh)
     lanes = max(capacity.lanes for capacity in capacities)
-    version = algorithm.max_version
-    made = RoundFunction(experiment, works, capacities, columns, lanes, rounds_per_call, version, mesh, buffer_rows, owned)
+    settings = (works, capacities, columns, lanes, rounds_per_call, algorithm.max_version, mesh, buffer_rows, owned)
+    made = RoundFunction(experiment, *settings, classes=classes)
     refuse_settings(experiment, made.shapes(), [experiment.hyper])
     return made
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from fedjax_tx import check
-from fedjax_tx.tasks.parts import cross_entropy, read_column
+from fedjax_tx.tasks.parts import cross_entropy, read_labels
 from fedjax_tx.types import Batch, Task
 
 _COUNTS = "class_counts"
@@ -114,9 +114,9 @@ def class_weighted(task: Task, weights: ArrayLike, *, labels: str = "y") -> Task
 
     Args:
       task: gives ``logits`` [batch, class]. weights: [class], >= 0, such as ``effective_number_weights`` gives; all 1 is the
-        plain task. labels: the batch's column of classes.
+        plain task. labels: the batch's column of classes, [batch].
 
-    Errors: ``TypeError``, ``ValueError`` for arguments that aren't such; in use, for logits of another number of classes.
+    Errors: ``TypeError``, ``ValueError`` for arguments that aren't such; in use, for logits of another shape.
 
     Example:
       >>> from fedjax_tx.types import Model
@@ -129,7 +129,7 @@ def class_weighted(task: Task, weights: ArrayLike, *, labels: str = "y") -> Task
     check.instance("labels", labels, str, "the name of a column")
 
     def factor(logits, batch):
-        return _one_a_class("weights", array, logits)[read_column(batch, labels, integers=True)]
+        return _one_a_class("weights", array, logits)[read_labels(batch, labels, logits)]
 
     return _with_factor(task, "class_weight", factor)
 
@@ -157,7 +157,7 @@ def focal(task: Task, gamma: Any, *, labels: str = "y") -> Task:
     check.instance("labels", labels, str, "the name of a column")
 
     def factor(logits, batch):
-        missing = -jnp.expm1(-cross_entropy(logits, read_column(batch, labels, integers=True)))
+        missing = -jnp.expm1(-cross_entropy(logits, read_labels(batch, labels, logits)))
         # Of 0 the power has no finite derivative where gamma < 1.
         return jnp.maximum(missing, jnp.finfo(jnp.float32).eps) ** gamma
 
@@ -213,15 +213,19 @@ def _with_logits(task: Task, change: Callable[[Array, Batch], Array]) -> Task:
 
 
 def _with_factor(task: Task, name: str, factor: Callable[[Array, Batch], Float[Array, " batch"]]) -> Task:
-    """The task whose loss is multiplied by ``factor(logits, batch)`` in training, where the output ``name`` holds it."""
+    """The task whose loss is multiplied by ``factor(logits, batch)`` in training.
 
-    def apply(trainable, frozen, batch, key) -> Mapping[str, Array]:
+    The output ``name`` holds it, as a tuple: those of tasks within, made by the same function, follow it.
+    """
+
+    def apply(trainable, frozen, batch, key) -> Mapping[str, Any]:
         outputs = task.apply(trainable, frozen, batch, key)
-        return outputs if key is None else {**outputs, name: factor(outputs["logits"], batch)}
+        return outputs if key is None else {**outputs, name: (factor(outputs["logits"], batch), *outputs.get(name, ()))}
 
     def loss(outputs, batch):
-        value, weight = task.loss(outputs, batch)
-        return (value * outputs[name] if name in outputs else value), weight
+        own, within = outputs.get(name, ())[:1], outputs.get(name, ())[1:]
+        value, weight = task.loss({**outputs, name: within}, batch)
+        return (value * own[0] if own else value), weight
 
     return task._replace(apply=apply, loss=loss)
 

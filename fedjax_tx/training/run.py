@@ -112,7 +112,7 @@ def run(
       execution: how it runs. run_dir: where to leave records and checkpoints; a run found there goes on.
       checkpoint_every: rounds between checkpoints, by default ``evaluate_every``. early_stop: when to end sooner.
       keep_best: a metric of an evaluation, such as ``"test/loss"``; ``result.best`` is then how the run stood when that was best:
-        lowest where the metric's name has the word ``loss`` or ``error`` in it, else highest. Kept in ``run_dir`` too.
+        lowest where the metric's name has the word ``loss``, ``error`` or ``perplexity`` in it, else highest. Kept in ``run_dir`` too.
       callback: ``callback(records, state)`` after each call of the compiled program, with the records of its rounds, for loggers
         and figures of your own (``rounds_per_call=1``: after each round). Gives None, or why the run is to end.
       privacy: accounts for it in the ledger, and ends the run when it is spent: ``ftx.privacy.Budget(delta=1e-6, epsilon=8.0)``.

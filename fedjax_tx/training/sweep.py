@@ -8,6 +8,7 @@ shuffles: different seeds run one group after another, on the same compiled prog
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,13 +19,14 @@ from jax.sharding import Mesh
 from fedjax_tx import check
 from fedjax_tx.data import FederatedDataset
 from fedjax_tx.simulation import Experiment
+from fedjax_tx.simulation.columns import refuse_data
 from fedjax_tx.simulation.evaluate import EvaluationPlan, plan_evaluation
 from fedjax_tx.simulation.mesh import place, resolve_mesh
 from fedjax_tx.simulation.messages import refuse_settings
 from fedjax_tx.simulation.round import resolve
 from fedjax_tx.simulation.rounds import build_round
 from fedjax_tx.training.arguments import check_run
-from fedjax_tx.training.directory import read_run_dir
+from fedjax_tx.training.directory import locked, read_run_dir
 from fedjax_tx.training.pieces import Piece, Setup, run_pieces, split_group
 from fedjax_tx.training.sweep_directory import Found, cell_key, describe_sweep, open_sweep, save_sweep, with_choices
 from fedjax_tx.training.width import choose_width
@@ -132,26 +134,30 @@ def sweep(
     for cell in cells:
         resolve(experiment.make_algorithm, _hyper_of(experiment, cell))
     first = _single(experiment, cells[0], vary_cohort)
+    refuse_data(first)
     maker = build_round(first, {}, 1, Execution())
     refuse_settings(experiment, maker.shapes(), [_hyper_of(experiment, cell) for cell in cells])
     began = maker.init(0, init_params)  # of one seed, whatever those of the grid are
     found, directory = Found({}, [*range(len(cells))], {}), read_run_dir(run_dir)
-    if directory is not None:
-        description = describe_sweep(first, began, evaluate, evaluate_every, grid, rounds, vary_cohort)
-        found = open_sweep(directory, description, cells, rounds)
-    if found.left:
-        execution, settings_at_once = with_choices(found, execution, settings_at_once)
-        groups = _groups(experiment, cells, found.left, vary_cohort)
-        widest = max(groups, key=lambda group: len(group.numbers))
-        mesh = _settings_mesh(execution, len(widest.numbers))
-        round_fn = build_round(first, place(dict(experiment.train.columns), mesh), 1, execution)
-        evaluations = {name: _plan_evaluation(first, data, mesh) for name, data in evaluate.items()}
-        setup = Setup(experiment, cells, rounds, evaluate_every, init_params, round_fn, evaluations, vary_cohort, mesh)
-        setup, settings_at_once = choose_width(setup, widest, execution, settings_at_once)
+    with ExitStack() as opened:
         if directory is not None:
-            save_sweep(directory, description, cells, found.left, setup.round_fn, settings_at_once)
-        pieces = [piece for group in groups for piece in split_group(group, settings_at_once, mesh.size)]
-        run_pieces(setup, pieces, found.done, directory, progress)
+            directory.mkdir(parents=True, exist_ok=True)
+            opened.enter_context(locked(directory))
+            description = describe_sweep(first, began, evaluate, evaluate_every, grid, rounds, vary_cohort, init_params)
+            found = open_sweep(directory, description, cells, rounds)
+        if found.left:
+            execution, settings_at_once = with_choices(found, execution, settings_at_once)
+            groups = _groups(experiment, cells, found.left, vary_cohort)
+            widest = max(groups, key=lambda group: len(group.numbers))
+            mesh = _settings_mesh(execution, len(widest.numbers))
+            round_fn = build_round(first, place(dict(experiment.train.columns), mesh), 1, execution)
+            evaluations = {name: _plan_evaluation(first, data, mesh) for name, data in evaluate.items()}
+            setup = Setup(experiment, cells, rounds, evaluate_every, init_params, round_fn, evaluations, vary_cohort, mesh)
+            setup, settings_at_once = choose_width(setup, widest, execution, settings_at_once)
+            if directory is not None:
+                save_sweep(directory, description, cells, found.left, setup.round_fn, settings_at_once)
+            pieces = [piece for group in groups for piece in split_group(group, settings_at_once, mesh.size)]
+            run_pieces(setup, pieces, found.done, directory, progress)
     return SweepResult(cells, [found.done[cell_key(cell)] for cell in cells])
 
 

@@ -43,9 +43,9 @@ def cell_key(cell: Mapping[str, Any]) -> str:
     return json.dumps({**{name: value.item() for name, value in hyper.items()}, **seed}, sort_keys=True)
 
 
-def describe_sweep(first, first_state, evaluate, evaluate_every, grid, rounds, vary_cohort) -> dict[str, Any]:
+def describe_sweep(first, first_state, evaluate, evaluate_every, grid, rounds, vary_cohort, init_params=None) -> dict[str, Any]:
     """What decides the history of a setting, but for the setting's own values; ``first`` is the experiment of any of them."""
-    described = records.describe(first, first_state, evaluate, evaluate_every, {})
+    described = records.describe(first, first_state, evaluate, evaluate_every, {}, init_params)
     swept = {f"hyper.{name}" for name in grid} | ({"seed"} if "seed" in grid and vary_cohort else set())
     told = {name: value for name, value in described.items() if name not in swept}
     return json.loads(json.dumps({**told, "grid": sorted(grid), "rounds": rounds, "vary_cohort": vary_cohort}))

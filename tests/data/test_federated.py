@@ -6,6 +6,7 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from fedjax_tx.data import federated
@@ -64,6 +65,34 @@ def test_from_columns_takes_lists_jax_arrays_and_no_rows():
     empty = FederatedDataset.from_columns({"x": np.zeros((0, 3))}, [])
     assert (empty.num_clients, empty.num_examples) == (0, 0)
     assert repr(empty) == "FederatedDataset(0 clients, 0 examples, x: float64[3])"
+
+
+STRINGS = {
+    "objects": np.array(["b", "a", "b"], object),
+    "NumPy's own": np.array(["b", "a", "b"], np.dtypes.StringDType()),
+    "a column of pandas": pd.Series(["b", "a", "b"]),
+    "objects of pandas": pd.Series(["b", "a", "b"], dtype=object),
+    "strings of pandas": pd.Series(["b", "a", "b"], dtype="string"),
+    "categories": pd.Categorical(["b", "a", "b"]),
+}
+
+
+@pytest.mark.parametrize("kind", STRINGS)
+def test_strings_of_any_kind_are_ids_and_columns(kind):
+    data = FederatedDataset.from_columns({"x": np.arange(3), "name": STRINGS[kind]}, STRINGS[kind])
+    assert data.client_ids.tolist() == ["a", "b"] and data.client_ids.dtype.kind == "U"
+    assert data.columns["name"].tolist() == ["a", "b", "b"] and data.columns["x"].tolist() == [1, 0, 2]
+
+
+def test_numbers_as_objects_are_numbers():
+    data = FederatedDataset.from_columns({"x": np.array([1, 2], object)}, pd.Series([8, 7], dtype="Int64"))
+    assert data.columns["x"].dtype == np.int64 and data.client_ids.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("ids", [["b", None, "a"], pd.Series(["b", None, "a"]), np.array(["b", 3, "a"], object)])
+def test_the_first_entry_that_is_no_string_is_named(ids):
+    with pytest.raises(TypeError, match=r"^expected client_ids to be of strings, got (None|nan|3) \(\w+\) in entry 1$"):
+        FederatedDataset.from_columns({"x": np.arange(3)}, ids)
 
 
 def test_clients_without_examples(data):

@@ -1,10 +1,12 @@
 """Laws of the ways to deal examples: each has one client, the seed names the result, no client is too small; limits of skews."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fedjax_tx.data import (
     FederatedDataset,
+    class_counts,
     describe,
     partition_by,
     partition_dirichlet,
@@ -171,6 +173,26 @@ def test_strength_is_a_correlation():
 
 def test_equal_features_are_no_fault():
     np.testing.assert_array_equal(np.bincount(partition_features(np.ones((6, 2)), 3, seed=0)), [2, 2, 2])
+
+
+@pytest.mark.parametrize("make", [np.array, pd.Series, pd.Categorical, lambda names: np.array(names, object)])
+def test_labels_may_be_strings_of_any_kind(make):
+    names = ["dog", "cat", "cat", "dog", "emu"]
+    want = partition_dirichlet([1, 0, 0, 1, 2], 2, 0.5, seed=0)
+    np.testing.assert_array_equal(partition_dirichlet(make(names), 2, 0.5, seed=0), want)
+    assert partition_by(make(names)).tolist() == [1, 0, 0, 1, 2]
+
+
+def test_labels_may_be_booleans():
+    truth = np.arange(8) % 3 == 0
+    np.testing.assert_array_equal(partition_dirichlet(truth, 2, 0.5, seed=0), partition_dirichlet(1 * truth, 2, 0.5, seed=0))
+    data = FederatedDataset.from_columns({"y": truth}, np.arange(8) % 2)
+    assert class_counts(data, 2).tolist() == [[2, 2], [3, 1]]
+
+
+def test_a_label_that_is_no_string_is_named():
+    with pytest.raises(TypeError, match=r"^expected labels to be of strings, got None \(NoneType\) in entry 1$"):
+        partition_dirichlet(["a", None], 1, 0.5, seed=0)
 
 
 def test_keys_are_clients_in_their_order():

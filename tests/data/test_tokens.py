@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fedjax_tx.data import FederatedDataset, count_tokens, encode_texts, load_tokenizer
@@ -28,6 +29,19 @@ def test_word_pieces_by_hand(folder):
     assert columns["valid"].sum(1).tolist() == [6, 5, 2, 3]
     assert (columns["valid"] == (columns["tokens"] != PAD)).all()
     assert columns["tokens"].dtype == np.int32 and columns["valid"].dtype == np.bool_
+
+
+def test_texts_may_be_a_column_of_pandas(folder):
+    texts, tokenizer = ["the cat", "sat"], load_tokenizer(folder)
+    want = encode_texts(tokenizer, texts, max_length=8)["tokens"].tolist()
+    for kind in (pd.Series(texts), pd.Series(texts, dtype=object), pd.Series(texts, dtype="category"), np.array(texts, object)):
+        assert encode_texts(tokenizer, kind, max_length=8)["tokens"].tolist() == want
+        assert count_tokens(tokenizer, kind).tolist() == [4, 3]
+    with pytest.raises(TypeError, match=r"expected texts\[1\] to be a string, got None|got nan"):
+        encode_texts(tokenizer, pd.Series(["the", None], dtype=object), max_length=8)
+    for other in ("the cat", {"the": 1}, {"the"}):
+        with pytest.raises(TypeError, match="texts"):
+            encode_texts(tokenizer, other, max_length=8)
 
 
 def test_long_texts_are_cut_before_their_last_special_token_if_asked(folder):

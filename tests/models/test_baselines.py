@@ -124,6 +124,17 @@ def test_recurrent_layers_are_their_equations_and_padding_changes_nothing(cell, 
     assert np.abs(run(model, params, longer) - want).max() > 0.01
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_nan_where_a_series_is_not_valid_reaches_neither_logits_nor_gradients(cell):
+    model = recurrent(num_features=3, num_classes=4, cell=cell, width=5, num_layers=1)
+    valid = jnp.arange(4) < jnp.array([[3], [4]])
+    x = numbers(2, 4, 3)
+    filled = [jnp.where(valid[..., None], x, fill) for fill in (jnp.nan, 0.0)]
+    squares = jax.jit(jax.value_and_grad(lambda params, x: jnp.square(model.apply(params, {"x": x, "valid": valid})).sum()))
+    params = redrawn(model)
+    jax.tree.map(np.testing.assert_array_equal, squares(params, filled[0]), squares(params, filled[1]))
+
+
 def test_a_recurrent_language_model_sees_no_later_token():
     model = recurrent(vocab_size=7, width=5, num_layers=1)
     params, tokens = redrawn(model), jnp.array([[1, 2, 3, 4, 5]])

@@ -93,6 +93,13 @@ def test_logits_equal_the_reference_at_the_default_size():
     np.testing.assert_allclose(jax.jit(model.apply)(params, tokens), reference(params, tokens, 4), rtol=1e-5, atol=1e-5)
 
 
+def test_a_token_that_the_model_lacks_makes_the_logits_of_its_text_nan():
+    model = decoder(vocab_size=5, num_layers=1, num_heads=1, width=4, max_length=4)
+    texts = jnp.array([[1, 2, 3, 4], [1, 2, 5, 3], [1, 2, -1, 3]])
+    logits = jax.jit(model.apply)(draw_params(model), texts)
+    assert np.isfinite(logits[0]).all() and np.isnan(logits[1:, 2:]).all()
+
+
 def test_logits_depend_on_the_past_and_not_on_the_future():
     model = decoder(**SMALL)
     params, tokens = draw_params(model), draw_tokens(batch=1)

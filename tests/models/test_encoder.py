@@ -87,6 +87,16 @@ def test_without_a_mask_all_positions_are_valid_and_without_segments_all_are_the
     assert np.any(apply(params, {"tokens": tokens, "segments": np.ones((3, 6), np.int32)}) != want)
 
 
+def test_padding_of_any_number_changes_nothing_and_other_tokens_that_it_lacks_are_not_read():
+    model, inputs = encoder(**{**CLASSES, "num_layers": 1}), draw_inputs()
+    params, apply = draw_params(model), jax.jit(model.apply)
+    padded = {**inputs, "tokens": np.where(inputs["valid"], inputs["tokens"], -100)}
+    assert np.isfinite(apply(params, padded)).all()
+    for token in (-1, 11):
+        padded["tokens"][0, 2] = token
+        np.testing.assert_array_equal(np.isnan(apply(params, padded)).all(-1), [True, False, False])
+
+
 def test_every_position_sees_every_valid_one_and_no_other():
     model = encoder(**SMALL, head="tokens")
     params, inputs = draw_params(model), jax.tree.map(jnp.asarray, draw_inputs())

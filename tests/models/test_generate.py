@@ -53,3 +53,9 @@ def test_the_key_decides():
 def test_a_prompt_that_is_none_is_refused(prompt, unchecked):
     with pytest.raises(ValueError, match="expected prompt to be a list of at least one token"):
         generate(Model(lambda key: {}, follow), {}, prompt, 1, KEY, max_length=4)
+
+
+@pytest.mark.parametrize(("prompt", "token"), [([3, 8], 8), ([-1], -1)])
+def test_tokens_that_the_model_lacks_are_refused(prompt, token):
+    with pytest.raises(ValueError, match=rf"expected prompt to hold tokens in 0\.\.7, those that the model has, got {token}"):
+        generate(Model(lambda key: {}, follow), {}, jnp.array(prompt), 1, KEY, max_length=4)

@@ -12,7 +12,7 @@ from flax import nnx
 
 import fedjax_tx as ftx
 from fedjax_tx import tree
-from fedjax_tx.models import add_lora, decoder, lora, merge_lora
+from fedjax_tx.models import add_extras, decoder, lora, merge_lora
 from fedjax_tx.models.layers import Dense, merge
 from fedjax_tx.simulation.round import run_rounds
 from fedjax_tx.simulation.rounds import RoundState
@@ -128,7 +128,7 @@ def test_a_layer_by_hand():
 
 def test_new_adapters_change_no_logit():
     params = draw(shapes_of(PLAIN))
-    added = add_lora(params, ADAPTED, jax.random.key(5))
+    added = add_extras(params, ADAPTED, jax.random.key(5))
     assert_equal(jax.jit(ADAPTED.apply)(added, TOKENS), jax.jit(PLAIN.apply)(params, TOKENS))
     assert_equal(tree.partition(added, is_adapter)[1], params)
 
@@ -244,8 +244,8 @@ WRONG = [
     (ValueError, "layers without 'lora' only, got 'layers/mlp_in'", lambda: lora(ADAPTED, 1, where="*mlp_in")),
     (ValueError, "no 'lora' at final_norm, a LayerNorm", lambda: PLAIN.apply(misplaced(), TOKENS)),
     (ValueError, "params to hold adapters", lambda: merge_lora(shapes_of(PLAIN))),
-    (ValueError, "the model's parameters to hold adapters", lambda: add_lora({}, PLAIN, jax.random.key(0))),
-    (ValueError, r"params to have a leaf \['head'\]\['kernel'\]", lambda: add_lora(without_head(), ADAPTED, jax.random.key(0))),
+    (ValueError, "the model's parameters to hold extras", lambda: add_extras({}, PLAIN, jax.random.key(0))),
+    (ValueError, r"params to have a leaf \['head'\]\['kernel'\]", lambda: add_extras(without_head(), ADAPTED, jax.random.key(0))),
 ]
 
 
@@ -338,7 +338,7 @@ def test_adapters_learn_what_training_the_whole_model_by_the_gradient_of_a_and_b
 
 def test_a_run_gives_one_tree_and_starts_from_a_tree_a_pair_or_pretrained_weights(tmp_path):
     base = draw(shapes_of(PLAIN), scale=0.1)
-    given = add_lora(base, ADAPTED, jax.random.key(2))
+    given = add_extras(base, ADAPTED, jax.random.key(2))
     options = {"execution": ftx.Execution(num_lanes=3, rounds_per_call=1), "progress": False}
     first = ftx.run(lora_experiment(), 2, init_params=given, run_dir=tmp_path / "run", **options)
     assert jax.tree.structure(first.params) == jax.tree.structure(given)

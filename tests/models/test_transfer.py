@@ -10,7 +10,7 @@ from flax import nnx
 
 import fedjax_tx as ftx
 from fedjax_tx import tree
-from fedjax_tx.models import adapters, decoder, features, lora, prefix
+from fedjax_tx.models import adapters, add_extras, decoder, features, lora, prefix
 from fedjax_tx.models.attention import SelfAttention
 from fedjax_tx.models.layers import EXTRAS, Dense, merge
 
@@ -53,6 +53,29 @@ def test_what_is_not_added_is_drawn_as_without():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "change"),
+    {
+        "lora": lambda model: lora(model, 2),
+        "adapter": lambda model: adapters(model, 3),
+        "prefix": lambda model: prefix(model, 2),
+    }.items(),
+)
+def test_pretrained_weights_get_new_extras_and_stay_themselves(name, change):
+    plain, model, key = draw(PLAIN), change(PLAIN), jax.random.key(3)
+    added = add_extras(plain, model, key)
+    new, old = tree.partition(added, lambda path: name in path)
+    jax.tree.map(np.testing.assert_array_equal, old, plain)
+    jax.tree.map(np.testing.assert_array_equal, new, tree.partition(jax.jit(model.init)(key), lambda path: name in path)[0])
+
+
+def test_extras_that_are_there_stay_when_others_are_added():
+    trained, both = draw(lora(PLAIN, 2)), adapters(lora(PLAIN, 2), 3)
+    added = add_extras(trained, both, jax.random.key(3))
+    jax.tree.map(np.testing.assert_array_equal, tree.partition(added, lambda path: "adapter" in path)[1], trained)
+    assert jax.tree.structure(added) == jax.tree.structure(jax.eval_shape(both.init, jax.random.key(0)))
+
+
 def test_new_adapters_are_the_identity_and_a_new_prefix_is_not():
     plain, adapted = draw(PLAIN), adapters(lora(PLAIN, 2), 3)
     extra, _ = tree.partition(jax.jit(adapted.init)(jax.random.key(1)), is_extra)

@@ -91,6 +91,19 @@ def test_class_weights_by_hand():
     np.testing.assert_allclose(alone, (2.0 * cross_entropies(LOGITS)[1], 1.0), rtol=1e-6)  # felt in a batch of one, too
 
 
+def test_the_same_change_twice_is_the_change_of_both():
+    nested = {
+        "class weights": (class_weighted(CHANGED["class weights"], [3.0, 1.0, 1.0]), class_weighted(PLAIN, [1.5, 2.0, 1.0])),
+        "focal": (focal(focal(PLAIN, 0.5), 1.5), CHANGED["focal"]),
+        "focal within": (
+            focal(class_weighted(focal(PLAIN, 0.5), [0.5, 2.0, 1.0]), 1.5),
+            class_weighted(CHANGED["focal"], [0.5, 2.0, 1.0]),
+        ),
+    }
+    for name, (twice, once) in nested.items():
+        np.testing.assert_allclose(losses(twice)[0], losses(once)[0], rtol=1e-5, err_msg=name)
+
+
 def test_focal_by_hand():
     plain = cross_entropies(LOGITS)
     np.testing.assert_allclose(losses(CHANGED["focal"])[0], (1 - np.exp(-plain)) ** 2 * plain, rtol=1e-5)
@@ -218,6 +231,15 @@ def test_a_covariate_named_as_a_column_is_refused():
     cohorts = ftx.data.with_covariates(ftx.data.all_clients(), row=np.arange(6))
     with pytest.raises(ValueError, match=r"covariates to be named otherwise than the data's columns .*, got 'row'"):
         problems.play(experiment(make_plain, cohorts=cohorts), 1)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda task: class_weighted(task, np.ones(8), labels="tokens"), lambda task: focal(task, 1.0, labels="tokens")]
+)
+def test_a_class_at_every_place_is_refused(change):
+    model = ftx.Model(lambda key: (), lambda params, tokens, *, key=None: jnp.zeros((*tokens.shape, 8)))
+    with pytest.raises(ValueError, match=r"the model's logits of shape \[batch, class\], got \(2, 4, 8\)"):
+        change(ftx.tasks.next_token(model)).apply((), (), {"tokens": jnp.zeros((2, 5), jnp.int32)}, KEY)
 
 
 @pytest.mark.parametrize("make", [lambda: class_weighted(PLAIN, [1.0, 2.0]), lambda: logit_adjusted(PLAIN, [1.0, 2.0])])

@@ -88,6 +88,23 @@ def test_in_evaluation_a_text_is_masked_alike_wherever_it_stands_and_however_it_
     assert np.any(hide(task, same_tokens, None)[1] != chosen[:1])
 
 
+def test_narrow_tokens_are_hidden_as_wide_ones_are():
+    model = Model(lambda key: {}, lambda params, inputs, *, key=None: jax.nn.one_hot(inputs["tokens"], 258))
+    task = masked_tokens(model, vocab_size=258, mask_id=256, pad_id=257, rate=0.5)
+    tokens = draw_tokens(2, 10)
+    wide, narrow = hide(task, tokens, None), hide(task, tokens.astype(jnp.uint8), None)
+    np.testing.assert_array_equal(narrow, wide)
+    assert np.any(narrow[0] == 256)
+
+
+def test_padding_told_by_a_column_is_padding_told_by_a_token():
+    tokens = jnp.where(jnp.arange(10) < jnp.array([10, 4])[:, None], draw_tokens(2, 10), 0)
+    batch = {"tokens": tokens, "real": tokens != 0}
+    for key in (None, jax.random.key(0)):
+        outputs = [make(ECHO_PADDED, **told).apply({}, (), batch, key) for told in ({"pad_id": 0}, {"valid": "real"})]
+        jax.tree.map(np.testing.assert_array_equal, *outputs)
+
+
 def test_loss_and_accuracy_by_hand():
     task, batch = make(), {"tokens": jnp.array([[3, 4, 5, 6], [7, 7, 7, 7]])}
     chosen = jnp.array([[True, False, True, False], [False] * 4])
@@ -126,6 +143,14 @@ def test_an_encoder_learns_what_was_hidden():
     evaluate = jax.jit(total)
     assert evaluate(params, None) > 1.9
     assert evaluate(trained, None) < 0.3
+
+
+def test_tokens_that_the_vocabulary_lacks_are_named():
+    for options in ({"pad_id": VOCABULARY}, {"special_ids": [VOCABULARY]}):
+        with pytest.raises(ValueError, match=f"expected .*{next(iter(options))} <= {VOCABULARY - 1}, got {VOCABULARY}"):
+            make(**options)
+    with pytest.raises(ValueError, match=r"the model's logits of vocab_size=60 tokens, got \(4, 40, 50\)"):
+        masked_tokens(ECHO, vocab_size=60, mask_id=MASK).apply({}, (), {"tokens": draw_tokens()}, None)
 
 
 def test_wrong_columns_are_named():

@@ -11,7 +11,7 @@ import pytest
 
 import fedjax_tx as ftx
 from fedjax_tx.clients import add_metrics, batch_metrics, masked_mean, no_metrics
-from fedjax_tx.tasks.scores import CalibrationError, Recall, calibration_error, recall
+from fedjax_tx.tasks.scores import AUROC, F1, CalibrationError, Recall, auroc, calibration_error, f1, recall
 
 MODEL = ftx.Model(problems.init_logistic, lambda p, x, *, key=None: x @ p["w"] + p["b"])
 SCORED = ftx.tasks.classification(MODEL, num_classes=3, num_bins=5)
@@ -53,6 +53,68 @@ def test_calibration_error_by_hand():
     np.testing.assert_array_equal(means.weight, [0, 0, 2, 2])
     np.testing.assert_allclose(means.overall(), (2 * 0.15 + 2 * 0.15) / 4, rtol=1e-5)
     assert int(calibration_error(jnp.zeros((1, 2)), jnp.array([0]), 4).weight[0].argmax()) == 1
+
+
+def test_f1_by_hand():
+    logits = logits_of([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
+    means = F1(*masked_mean(*f1(logits, jnp.array([0, 1, 1, 1])), jnp.ones(4, bool)))
+    # Class 0: precision 1/2, recall 1. Class 1: precision 1, recall 1/3. Class 2: guessed once, wrongly.
+    np.testing.assert_allclose(means.value, [2 / 3, 1 / 2, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(means.overall(), (2 / 3 + 1 / 2) / 3, rtol=1e-6)
+    assert set(means.parts()) == {"class_0", "class_1", "class_2"}
+
+
+def area(scores, labels):
+    """The share of pairs of one of class 1 and one of class 0 that are in the right order, ties half."""
+    above = scores[labels == 1][:, None] - scores[labels == 0]
+    return np.mean((above > 0) + 0.5 * (above == 0))
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (-8.0, 2.0), (3.0, 30.0)])
+def test_the_area_under_the_curve_is_that_of_the_scores_themselves(shift, scale):
+    rng = np.random.default_rng(0)
+    labels = (rng.random(2000) < 0.2).astype(np.int32)
+    scores = (shift + scale * (rng.normal(size=2000) + 1.2 * labels)).astype(np.float32)
+    pair = auroc(jnp.stack([jnp.zeros(2000), jnp.asarray(scores)], 1), jnp.asarray(labels))
+    means = AUROC(*masked_mean(*pair, jnp.ones(2000, bool)))
+    assert abs(means.overall() - area(scores, labels)) < 2e-3
+    assert means.weight.sum() == 2000
+
+
+def test_the_area_by_hand():
+    # The negative of 1 stands above one of the two positives; the last two are tied.
+    logits = jnp.array([[0.0, -3.0], [0.0, 1.0], [0.0, 0.5], [0.0, 2.0], [0.0, 2.0]])
+    means = AUROC(*masked_mean(*auroc(logits, jnp.array([0, 0, 1, 1, 0])), jnp.ones(5, bool)))
+    np.testing.assert_allclose(means.overall(), (1 + 0 + 0 + 1 + 1 + 0.5) / 6, rtol=1e-6)
+    certain = auroc(jnp.array([[0.0, jnp.inf], [jnp.inf, 0.0]]), jnp.array([1, 0]))
+    assert AUROC(*masked_mean(*certain, jnp.ones(2, bool))).overall() == 1.0
+    lost = auroc(jnp.array([[0.0, jnp.nan], [0.0, 1.0]]), jnp.array([1, 0]))
+    assert np.isnan(AUROC(*masked_mean(*lost, jnp.ones(2, bool))).overall())
+
+
+def test_a_client_of_one_class_has_no_area_and_takes_no_part_in_the_spread():
+    value, weight = np.array([[0.0, 1.0], [0.0, 0.0], [0.5, 0.0]]), np.array([[1.0, 1.0], [2.0, 0.0], [2.0, 0.0]])
+    summary = ftx.summarise("a", {"auroc": AUROC(value, weight)})
+    assert summary["a/auroc/client_p10"] == pytest.approx(0.55) and summary["a/auroc/client_p50"] == 0.75
+    assert summary["a/auroc"] == pytest.approx((1 * 4 / 2 + 1 * 4) / (2 * 4))  # pooled: 4 of class 0 and one of 1 are tied
+    alone = ftx.summarise("a", {"auroc": AUROC(value[1:2], weight[1:2])})
+    assert np.isnan(alone["a/auroc"]) and np.isnan(alone["a/auroc/client_p50"])
+    lost = ftx.summarise("a", {"auroc": AUROC(np.array([[np.nan, 0.0]]), np.array([[1.0, 0.0]]))})
+    assert np.isnan(lost["a/auroc/client_p50"])
+
+
+def test_perplexity_is_of_the_pooled_loss_and_of_each_clients_own():
+    task = ftx.tasks.next_token(
+        ftx.Model(lambda key: {}, lambda params, tokens, *, key=None: jnp.zeros((*tokens.shape, 8))), pad_id=0
+    )
+    told = task.metrics({"logits": jnp.zeros((2, 3, 8))}, {"tokens": jnp.array([[1, 2, 3, 0], [1, 0, 0, 0]])})["perplexity"]
+    means = type(told)(*masked_mean(*told, jnp.ones(2, bool)))
+    np.testing.assert_allclose(means.overall(), 8.0, rtol=1e-6)
+    losses = np.log([[2.0], [8.0], [4.0]])
+    summary = ftx.summarise("a", {"perplexity": type(told)(losses, np.array([[1.0], [3.0], [0.0]]))})
+    np.testing.assert_allclose(summary["a/perplexity"], (2 * 8**3) ** 0.25, rtol=1e-6)
+    np.testing.assert_allclose(summary["a/perplexity/client_worst_decile"], 8.0)
+    assert type(told)(np.array([2000.0]), np.ones(1)).overall() == np.inf
 
 
 def test_confidence_of_one_and_a_single_class_in_doubt_have_bins():

@@ -73,6 +73,33 @@ def test_padding_gives_no_gradient_and_stays_finite():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient_of(params, jnp.zeros_like(text))))
 
 
+def test_padding_told_by_a_column_counts_as_padding_told_by_a_token():
+    logits = jax.random.normal(jax.random.key(0), (3, 4, 5))
+    tokens = jnp.array([[1, 1, 1, 0, 0], [1, 2, 3, 4, 1], [1, 0, 0, 0, 0]])
+    by_token, by_column = next_token(DECODER, pad_id=0), next_token(DECODER, valid="real")
+    for marks in (tokens != 0, (tokens != 0).astype(jnp.int32)):
+        both = [(by_token, {"tokens": tokens}), (by_column, {"tokens": tokens, "real": marks})]
+        scores = [(task.loss({"logits": logits}, batch), task.metrics({"logits": logits}, batch)) for task, batch in both]
+        jax.tree.map(np.testing.assert_array_equal, *scores)
+
+
+def test_a_token_that_fills_up_may_be_a_target_elsewhere():
+    batch = {"tokens": jnp.array([[2, 0, 1, 0]]), "valid": jnp.array([[True, True, True, False]])}
+    _, weight = next_token(DECODER, valid="valid").loss({"logits": jnp.zeros((1, 3, 5))}, batch)
+    np.testing.assert_allclose(weight, [2 / 3])
+
+
+def test_narrow_tokens_are_what_wide_ones_are():
+    wide = jnp.array([[1, 2, 1, 1, 1]])
+    model = Model(lambda key: {}, lambda params, tokens, *, key=None: jax.nn.one_hot(tokens, 258))
+    task = next_token(model, pad_id=257)
+    losses = [
+        task.loss(task.apply({}, (), batch, None), batch) for batch in ({"tokens": wide}, {"tokens": wide.astype(jnp.uint8)})
+    ]
+    np.testing.assert_array_equal(*losses)
+    np.testing.assert_array_equal(losses[1][1], [1.0])  # in uint8, 257 would be the token 1
+
+
 def test_infinite_loss_at_padding_is_not_seen():
     logits = jnp.array([[[0.0, 0.0], [-jnp.inf, 0.0]]])
     batch = {"tokens": jnp.array([[1, 1, 0]])}
@@ -100,6 +127,13 @@ def test_classification_by_hand():
     accuracy, weight = task.metrics(outputs, batch)["accuracy"]
     np.testing.assert_array_equal(accuracy, [1.0, 1.0, 0.0])
     np.testing.assert_array_equal(weight, np.ones(3))
+
+
+def test_booleans_are_two_classes():
+    task, outputs = classification(LINEAR), {"logits": jnp.array([[0.0, 1.0], [2.0, 0.0]])}
+    truth = jnp.array([True, False])
+    scores = [(task.loss(outputs, {"y": y}), task.metrics(outputs, {"y": y})) for y in (truth, truth.astype(jnp.int32))]
+    jax.tree.map(np.testing.assert_array_equal, *scores)
 
 
 @pytest.mark.parametrize("make", [classification, regression])
@@ -153,6 +187,8 @@ def test_loss_equals_itself_under_jit_and_vmap():
         (TypeError, "pad_id", next_token, {"pad_id": 0.0}),
         (ValueError, "expected pad_id >= 0, got -100", next_token, {"pad_id": -100}),
         (TypeError, "column", next_token, {"column": 3}),
+        (TypeError, "valid", next_token, {"valid": 3}),
+        (ValueError, "expected valid to be None where pad_id is given", next_token, {"valid": "valid", "pad_id": 0}),
         (TypeError, "inputs", classification, {"inputs": 3}),
         (TypeError, "labels", classification, {"labels": None}),
         (TypeError, "inputs", regression, {"inputs": ["x", 3]}),
@@ -175,5 +211,18 @@ def test_wrong_batches_are_named():
         next_token(DECODER).apply({}, (), {"tokens": jnp.ones((2, 1), jnp.int32)}, None)
     with pytest.raises(TypeError, match="column 'y' to be integers"):
         classification(LINEAR).loss({"logits": jnp.ones((1, 2))}, {"y": jnp.ones(1)})
+    for logits, y, message in (
+        ((2, 2), (2, 1), r"column 'y' of shape \(2,\), one class an example, got \(2, 1\)"),
+        ((2, 4, 2), (2,), r"the model's logits of shape \[batch, class\], got \(2, 4, 2\)"),
+        ((2, 4, 2), (2, 4), r"the model's logits of shape \[batch, class\], got \(2, 4, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            classification(LINEAR).loss({"logits": jnp.ones(logits)}, {"y": jnp.zeros(y, jnp.int32)})
+    with pytest.raises(ValueError, match="expected pad_id < 5, the number of tokens that the model has, got 5"):
+        next_token(DECODER, pad_id=5).loss({"logits": jnp.ones((1, 4, 5))}, {"tokens": jnp.ones((1, 5), jnp.int32)})
+    tokens = {"tokens": jnp.ones((1, 5), jnp.int32)}
+    for real, error, message in ((jnp.ones((1, 4)), TypeError, "to be booleans"), (jnp.ones((1, 4), bool), ValueError, "shape")):
+        with pytest.raises(error, match=f"column 'real' .*{message}"):
+            next_token(DECODER, valid="real").loss({"logits": jnp.ones((1, 4, 5))}, {**tokens, "real": real})
     with pytest.raises(ValueError, match=r"output of 'y''s shape \(4,\), got \(4, 1\)"):
         regression(LINEAR).loss({"logits": jnp.ones((4, 1))}, {"y": jnp.ones(4)})

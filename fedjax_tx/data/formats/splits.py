@@ -34,15 +34,16 @@ def make_splits(train: FederatedDataset, test: FederatedDataset, unseen: Federat
     numbers = {client_id: number for number, client_id in enumerate(test.client_ids.tolist())}
     found = np.array([numbers.pop(client_id, -1) for client_id in train.client_ids.tolist()], np.int64)
     others = np.array(list(numbers.values()), np.int64)
-    report = {
-        "train clients": train.num_clients,
-        "train clients without test examples": int(np.sum((found < 0) | (test.client_sizes[found] == 0))),
-        "test clients left out, not in train": 0 if unseen is None else len(others),
-    }
+    left_out = 0 if unseen is None else len(others)
     if unseen is None:
         unseen = test.select(others)
     if not np.array_equal(found, np.arange(test.num_clients)):
         test = _in_order(test, found, train.client_ids)
+    report = {
+        "train clients": train.num_clients,
+        "train clients without test examples": int(np.sum(test.client_sizes == 0)),
+        "test clients left out, not in train": left_out,
+    }
     for name, data in (("train", train), ("test", test), ("unseen", unseen)):
         report[f"{name} examples"] = data.num_examples
     return FederatedSplits(train, test, unseen, report | {"unseen clients": unseen.num_clients})

@@ -51,3 +51,13 @@ def test_other_columns_are_refused():
     other = FederatedDataset.from_columns({"x": np.zeros(1)}, ["a"])
     with pytest.raises(ValueError, match="columns of test to be those of train, .*, got {'x': 'float64'}"):
         make_splits(dataset(["a"], [1]), other)
+
+
+def test_a_test_set_or_a_training_set_without_clients():
+    data = FederatedDataset.from_columns({"x": np.arange(4)}, [0, 0, 1, 1])
+    nobody = data.select(np.zeros(0, int))
+    splits = make_splits(data, nobody)
+    assert splits.test.client_sizes.tolist() == [0, 0] and splits.unseen.num_clients == 0
+    assert splits.report["train clients without test examples"] == 2
+    splits = make_splits(nobody, data)
+    assert splits.test.num_clients == 0 and splits.unseen.client_sizes.tolist() == [2, 2]
