@@ -39,3 +39,13 @@ def delayed_interrupt(enabled: bool = True) -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
+
+
+def interruption(number: int, text: str) -> BaseException:
+    """Returns what ends a script after a signal: ``KeyboardInterrupt``, or the exit code that shells know SIGTERM by.
+
+    Example:
+      >>> interruption(signal.SIGTERM, "saved").code
+      143
+    """
+    return KeyboardInterrupt(text) if number == signal.SIGINT else SystemExit(128 + number)

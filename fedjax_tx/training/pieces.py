@@ -15,7 +15,7 @@ from fedjax_tx.simulation.evaluate import EvaluationPlan
 from fedjax_tx.simulation.rounds import Plan, read_infos
 from fedjax_tx.simulation.settings import evaluate_settings, init_settings, run_settings, stack_settings
 from fedjax_tx.simulation.stacked import Settings
-from fedjax_tx.training.interrupt import delayed_interrupt
+from fedjax_tx.training.interrupt import delayed_interrupt, interruption
 from fedjax_tx.training.piece_store import PieceStore, open_piece, remove_pieces
 from fedjax_tx.training.progress import Reporter, make_reporter
 from fedjax_tx.training.run import SECONDS_A_CALL, round_record, summarise_sets, until_due
@@ -80,7 +80,7 @@ def run_pieces(setup: Setup, pieces: list[Piece], done: dict[str, History], dire
                     _keep(setup, piece, histories, done, directory)
                     store.remove()
                 if interrupted():
-                    raise KeyboardInterrupt(_say_interrupted(reporter, len(histories[0]), directory))
+                    raise interruption(interrupted(), _say_interrupted(reporter, len(histories[0]), directory))
         if directory is not None:
             remove_pieces(directory)
     finally:
@@ -111,7 +111,7 @@ def _say_interrupted(reporter: Reporter, rounds: int, directory: Path | None) ->
 
 
 def run_piece(
-    setup: Setup, piece: Piece, store: PieceStore, reporter: Reporter, rounds_before: int, interrupted: Callable[[], bool]
+    setup: Setup, piece: Piece, store: PieceStore, reporter: Reporter, rounds_before: int, interrupted: Callable[[], int]
 ) -> list[History]:
     """The histories of the settings of a piece; those until now, if it was interrupted."""
     round_fn, settings = setup.round_fn, piece_settings(setup, piece)

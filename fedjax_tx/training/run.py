@@ -1,7 +1,6 @@
 """``ftx.run``: an experiment from its first round to its last, with evaluation, records, checkpoints and resumption."""
 
 import dataclasses
-import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,7 +20,7 @@ from fedjax_tx.simulation.rounds import build_round
 from fedjax_tx.training import records
 from fedjax_tx.training.arguments import check_metrics, check_more, check_run
 from fedjax_tx.training.directory import Kept, Start, Store, no_store, open_store, read_choices, read_run_dir, writing
-from fedjax_tx.training.interrupt import delayed_interrupt
+from fedjax_tx.training.interrupt import delayed_interrupt, interruption
 from fedjax_tx.training.ledger import bytes_a_client, charge, new_ledger
 from fedjax_tx.training.private import Plan, described, keep_metrics_private, plan_rounds
 from fedjax_tx.training.progress import Reporter, make_reporter
@@ -112,7 +111,7 @@ def run(
       execution: how it runs. run_dir: where to leave records and checkpoints; a run found there goes on.
       checkpoint_every: rounds between checkpoints, by default ``evaluate_every``. early_stop: when to end sooner.
       keep_best: a metric of an evaluation, such as ``"test/loss"``; ``result.best`` is then how the run stood when that was best:
-        lowest where the metric's name has the word ``loss``, ``error`` or ``perplexity`` in it, else highest. Kept in ``run_dir`` too.
+        lowest where its name has the word ``loss``, ``error`` or ``perplexity`` in it, else highest. Kept in ``run_dir`` too.
       callback: ``callback(records, state)`` after each call of the compiled program, with the records of its rounds, for loggers
         and figures of your own (``rounds_per_call=1``: after each round). Gives None, or why the run is to end.
       privacy: accounts for it in the ledger, and ends the run when it is spent: ``ftx.privacy.Budget(delta=1e-6, epsilon=8.0)``.
@@ -226,8 +225,7 @@ def _run(setup: _Setup, start: Start) -> RunResult:
     ledger = {**ledger, **setup.plan.told(state.round)}  # also of a run that was finished before
     signal_number = _anywhere(interrupted)
     if signal_number:
-        text = _say_interrupted(setup, state)
-        raise KeyboardInterrupt(text) if signal_number == signal.SIGINT else SystemExit(128 + signal_number)
+        raise interruption(signal_number, _say_interrupted(setup, state))
     stopped = stopped or setup.plan.reason or f"finished {rounds} rounds"
     if client_metrics is None:
         client_metrics = {name: evaluator(state) for name, evaluator in setup.evaluators.items()}
