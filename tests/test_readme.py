@@ -43,6 +43,7 @@ def test_all_pieces_run_one_after_another(tmp_path, monkeypatch, capsys, uncheck
     assert [line["round"] for line in names["result"].history] == list(range(1, 11))
     assert "resuming after round 5" in capsys.readouterr().out
     assert names["best"] == {"client_lr": 0.3}
+    assert names["watched"].best.round % 5 == 0
     assert names["private_result"].ledger["epsilon"] <= 8 and names["private_result"].ledger["rounds"] < 100
     assert set(names["last"]) >= {"test/loss", "test/global_loss"}
 
