@@ -55,9 +55,7 @@ class Experiment:
             raise ValueError("expected train to hold at least one example, got 0")
         for name, column in self.train.columns.items():
             if column.dtype.kind not in "biufc":
-                check.fail_type(
-                    f"column {name!r} of train", "of numbers, as train.map can make of it", f"an array of {column.dtype}"
-                )
+                check.fail_type(f"column {name!r} of train", "of numbers, as train.map can make of it", column.dtype)
 
 
 def _check_hyper(name: str, value: Any) -> None:

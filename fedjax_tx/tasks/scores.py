@@ -97,7 +97,7 @@ class Perplexity(NamedTuple):
     """exp of the mean loss of a token; of a client, exp of its own. value, weight: [..., 1], those of the loss.
 
     Example:
-      >>> float(Perplexity(np.array([np.log(8.0)]), np.array([3.0])).overall())
+      >>> float(Perplexity(np.array([np.log(8.0)]), np.array([3.0])).overall().round(6))
       8.0
     """
 
