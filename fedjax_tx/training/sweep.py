@@ -105,11 +105,12 @@ def sweep(
         those of the experiment's own seed, and all seeds run side by side; parameters, noise and dropout differ still.
 
     With a ``run_dir``, Ctrl-C ends the sweep after the rounds under way with a checkpoint, and raises ``KeyboardInterrupt``; a
-    second one ends it at once. However a sweep ended, the same call goes on from the last checkpoint, bit for bit. A damaged
-    checkpoint is told by a warning: the one before is used, or the settings under way begin anew.
+    second one ends it at once. So does a scheduler's SIGTERM, with ``SystemExit``. However a sweep ended, the same call goes on
+    from the last checkpoint, bit for bit. A damaged checkpoint is told by a warning: the one before is used, or the settings
+    under way begin anew.
 
-    Errors: ``ValueError`` if ``run_dir`` holds another sweep, or a grid of other names, naming what differs; for cohorts that
-    depend on clients' metrics. ``OSError`` if it can't be written.
+    Errors: ``ValueError`` if ``run_dir`` holds another sweep or a grid of other names, naming what differs; if another process
+    is running there; for cohorts that depend on clients' metrics. ``OSError`` if it can't be written.
 
     Example:
       >>> import fedjax_tx as ftx, optax
@@ -138,7 +139,7 @@ def sweep(
     maker = build_round(first, {}, 1, Execution())
     refuse_settings(experiment, maker.shapes(), [_hyper_of(experiment, cell) for cell in cells])
     began = maker.init(0, init_params)  # of one seed, whatever those of the grid are
-    found, directory = Found({}, [*range(len(cells))], {}), read_run_dir(run_dir)
+    found, directory = Found({}, [*range(len(cells))], {}, {}), read_run_dir(run_dir)
     with ExitStack() as opened:
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,8 @@ def sweep(
             setup = Setup(experiment, cells, rounds, evaluate_every, init_params, round_fn, evaluations, vary_cohort, mesh)
             setup, settings_at_once = choose_width(setup, widest, execution, settings_at_once)
             if directory is not None:
-                save_sweep(directory, description, cells, found.left, setup.round_fn, settings_at_once)
+                choices = {name: getattr(setup.round_fn, name) for name in ("num_lanes", "rounds_per_call")}
+                save_sweep(directory, description, cells, found, {**choices, "settings_at_once": settings_at_once})
             pieces = [piece for group in groups for piece in split_group(group, settings_at_once, mesh.size)]
             run_pieces(setup, pieces, found.done, directory, progress)
     return SweepResult(cells, [found.done[cell_key(cell)] for cell in cells])

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_tx.simulation.rounds import RoundFunction, hyper_arrays
+import numpy as np
+
+from fedjax_tx.simulation.rounds import hyper_arrays
 from fedjax_tx.training import records
 from fedjax_tx.types import Execution
 
@@ -23,12 +25,13 @@ class Found(NamedTuple):
 
     done: the histories of finished settings, by ``cell_key``; those of other grids are among them. left: the numbers of the
     settings that were not done when this grid was begun; they are dealt out in the same pieces however often the sweep goes on.
-    choices: what was chosen for this grid on this machine.
+    choices: what was chosen for this grid on this machine. programs: fingerprints, by the types of the grid's numbers.
     """
 
     done: dict[str, History]
     left: list[int]
     choices: dict[str, Any]
+    programs: dict[str, str]
 
 
 def cell_key(cell: Mapping[str, Any]) -> str:
@@ -38,9 +41,11 @@ def cell_key(cell: Mapping[str, Any]) -> str:
       >>> cell_key({"seed": 0, "client_lr": 0.1}) == cell_key({"client_lr": 0.1 + 1e-12, "seed": 0})
       True
     """
-    hyper = hyper_arrays({name: value for name, value in cell.items() if name != "seed"})
-    seed = {"seed": cell["seed"]} if "seed" in cell else {}
-    return json.dumps({**{name: value.item() for name, value in hyper.items()}, **seed}, sort_keys=True)
+    return json.dumps({**cell, **{name: value.item() for name, value in _numbers(cell).items()}}, sort_keys=True)
+
+
+def _numbers(cell: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return hyper_arrays({name: value for name, value in cell.items() if name != "seed"})
 
 
 def describe_sweep(first, first_state, evaluate, evaluate_every, grid, rounds, vary_cohort, init_params=None) -> dict[str, Any]:
@@ -57,14 +62,19 @@ def open_sweep(directory: Path, description: dict[str, Any], cells: Sequence[dic
     Errors: ``ValueError`` if it holds another sweep, or one of other names.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    saved = records.read_json(directory / "sweep.json")
-    if saved is not None:
-        records.refuse_other(directory, saved["sweep"], description)
+    saved = records.read_json(directory / "sweep.json") or {}
+    # Numbers of another type are another program, and none of its settings is taken for one of this program's.
+    types = json.dumps({name: str(value.dtype) for name, value in _numbers(cells[0]).items()}, sort_keys=True)
+    programs = saved.get("programs", {})
+    if saved:
+        there = {**saved["sweep"], "program": programs.get(types, description["program"])}
+        records.refuse_other(directory, there, description)
+    programs = {**programs, types: description["program"]}
     done = read_done(directory, rounds)
     undone = {number for number, cell in enumerate(cells) if cell_key(cell) not in done}
-    if saved is None or saved["settings"] != cells:
-        return Found(done, sorted(undone), {})
-    return Found(done, sorted(undone | {*saved["left"]}), saved["execution"])
+    if saved.get("settings") != cells:
+        return Found(done, sorted(undone), {}, programs)
+    return Found(done, sorted(undone | {*saved["left"]}), saved["execution"], programs)
 
 
 def with_choices(found: Found, execution: Execution, settings_at_once) -> tuple[Execution, Any]:
@@ -74,10 +84,10 @@ def with_choices(found: Found, execution: Execution, settings_at_once) -> tuple[
     return dataclasses.replace(execution, **{name: found.choices[name] for name in names}), at_once
 
 
-def save_sweep(directory: Path, description, cells, left: list[int], round_fn: RoundFunction, settings_at_once: int) -> None:
+def save_sweep(directory: Path, description, cells, found: Found, choices: Mapping[str, Any]) -> None:
     """Writes down what is swept, which settings were left, and what was chosen for them."""
-    choices = {"num_lanes": round_fn.num_lanes, "rounds_per_call": round_fn.rounds_per_call, "settings_at_once": settings_at_once}
-    records.write_json(directory / "sweep.json", {"sweep": description, "settings": cells, "left": left, "execution": choices})
+    saved = {"sweep": description, "programs": found.programs, "settings": cells, "left": found.left, "execution": choices}
+    records.write_json(directory / "sweep.json", saved)
 
 
 def read_done(directory: Path, rounds: int) -> dict[str, History]:

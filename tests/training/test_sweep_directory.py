@@ -19,7 +19,7 @@ import fedjax_tx as ftx
 from fedjax_tx.simulation import RoundState
 from fedjax_tx.simulation.settings import run_settings
 from fedjax_tx.training import checkpoint, piece_store, pieces
-from fedjax_tx.training.sweep_directory import cell_key
+from fedjax_tx.training.sweep_directory import cell_key, open_sweep, save_sweep
 
 RATES = [0.05, 0.1, 0.2, 0.4, 3e38]  # in two pieces of three, the last filled up
 ROUNDS = 7
@@ -154,6 +154,15 @@ def test_ctrl_c_ends_after_the_rounds_under_way_and_the_same_call_goes_on(whole,
     assert signal.getsignal(signal.SIGINT) is before
     result, drawn = sweep(tmp_path)
     assert drawn == 2 * ROUNDS - ended
+    assert_same_sweep(result, whole)
+
+
+def test_a_schedulers_sigterm_ends_it_with_a_checkpoint_too(whole, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        sweep(tmp_path, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert caught.value.code == 128 + signal.SIGTERM
+    result, drawn = sweep(tmp_path)
+    assert 2 * ROUNDS - 5 <= drawn <= 2 * ROUNDS - 4
     assert_same_sweep(result, whole)
 
 
@@ -294,6 +303,49 @@ def test_seeds_may_be_added_and_change_places(tmp_path, monkeypatch):
     for number in range(3):
         assert all(map(runs.same_record, result.history[3 + number], first.history[number]))
         assert result.history[number] != first.history[number]
+
+
+@pytest.mark.slow
+def test_numbers_of_another_type_are_other_settings(tmp_path):
+    first, drawn = sweep(tmp_path, rates=[1, 2, 3])
+    assert drawn == ROUNDS
+    more, drawn = sweep(tmp_path, rates=[0.5, 1, 2])
+    assert drawn == ROUNDS
+    for rates, result in (([1, 2, 3], first), ([0.5, 1, 2], more)):
+        again, drawn = sweep(tmp_path, rates=rates)
+        assert drawn == 0
+        assert_same_sweep(again, result)
+
+
+def test_another_program_is_refused_whatever_the_type_of_its_numbers(tmp_path):
+    whole, broken = [{"a": 1, "seed": 0}, {"a": 2, "seed": 0}], [{"seed": 0, "a": 0.5}, {"seed": 0, "a": 1.0}]
+
+    def opened(cells, program):
+        description = {"grid": ["a", "seed"], "program": program, "made_with": "this"}
+        found = open_sweep(tmp_path, description, cells, 1)
+        save_sweep(tmp_path, description, cells, found, {})
+        return found.left
+
+    assert opened(whole, "of integers") == opened(broken, "of floats") == opened(whole, "of integers") == [0, 1]
+    for cells in (whole, broken):
+        with pytest.raises(ValueError, match="but program is 'of .*' there and 'another' here"):
+            opened(cells, "another")
+
+
+def test_given_parameters_are_told_apart(finished):
+    params = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match="first_params is None there and '.*' here"):
+        sweep(finished, init_params=params)
+
+
+def test_two_processes_do_not_share_a_directory(tmp_path):
+    def again():
+        with pytest.raises(ValueError, match="expected run_dir to be no other running process's"):
+            sweep(tmp_path)
+        raise Died
+
+    with pytest.raises(Died):
+        sweep(tmp_path, 2, again)
 
 
 def test_a_setting_is_named_by_its_numbers_as_they_are_computed_with():
