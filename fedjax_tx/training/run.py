@@ -252,7 +252,7 @@ def _say_left_out(setup: _Setup, infos: list[RoundInfo]) -> None:
         if info.not_finite.size:
             names = ", ".join(repr(name) for name in ids[info.not_finite[:5]].tolist())
             more = f" and {info.not_finite.size - 5} more" if info.not_finite.size > 5 else ""
-            setup.reporter.say(f"round {info.round + 1}: left out, since their update is not finite: {names}{more}")
+            setup.reporter.say(f"round {info.round + 1}: left out, since their update or state is not finite: {names}{more}")
 
 
 def until_due(done: int, rounds: int, *periods: int) -> int:
