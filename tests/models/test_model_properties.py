@@ -99,6 +99,7 @@ def test_parameters_are_a_plain_dict_of_float32_that_a_key_decides(name):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 @every_model
 def test_clients_side_by_side_equal_one_by_one(name):
     model, inputs, params, gradient = subject(name)
