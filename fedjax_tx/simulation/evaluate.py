@@ -233,7 +233,7 @@ def _spread(metric: str, own: np.ndarray) -> dict[str, float]:
 
 
 def is_worse_when_high(metric: str) -> bool:
-    """Returns whether a metric's name has the word ``loss`` or ``error`` in it: the lower it is, the better.
+    """Returns whether a metric's name has the word ``loss``, ``error`` or ``perplexity`` in it: the lower, the better.
 
     Example:
       >>> is_worse_when_high("personal_loss"), is_worse_when_high("accuracy")

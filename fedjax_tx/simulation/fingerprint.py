@@ -116,8 +116,12 @@ def _constants(value: Any) -> Iterator[Any]:
 
 
 def _describe(constant: Any) -> str:
-    """Four digits of two norms: another machine may have computed the constant, and rounded it otherwise."""
+    """Four digits of norms that see values, places and signs: another machine may have rounded the constant otherwise."""
     if jax.dtypes.issubdtype(constant.dtype, jax.dtypes.prng_key):
         constant = jax.random.key_data(constant)
-    values = np.abs(np.asarray(constant).astype(np.float64).ravel())
-    return f"{np.linalg.norm(values):.4g} {np.linalg.norm(values * np.arange(1, values.size + 1)):.4g}"
+    given = np.asarray(constant).astype(np.float64).ravel()
+    values, endless = np.where(np.isfinite(given), given, 0), np.where(np.isfinite(given), 0, given)
+    places = np.arange(1, values.size + 1)
+    beside = values + np.linalg.norm(values) * places / max(np.linalg.norm(places), 1.0)
+    norms = [f"{np.linalg.norm(one):.4g}" for one in (values, values * places, beside)]
+    return f"{norms} {zlib.crc32(endless.tobytes()):08x}"

@@ -11,7 +11,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,16 @@ def describe(
         "state": server,
         "first_params": None if init_params is None else digest(jax.tree.leaves(jax.device_get(start))),
         "program": fingerprint(experiment),
-        "made_with": f"JAX {jax.__version__}, fedjax_tx {version('fedjax-tx')}, {jax.default_backend()}",
+        "made_with": f"JAX {jax.__version__}, fedjax_tx {_own_version()}, {jax.default_backend()}",
     }
     return json.loads(json.dumps(flatten(nested)))
+
+
+def _own_version() -> str:
+    try:
+        return version("fedjax-tx")
+    except PackageNotFoundError:  # a checkout on the path, which pip knows nothing of
+        return "not installed"
 
 
 def describe_data(data: FederatedDataset) -> dict[str, Any]:

@@ -47,6 +47,14 @@ PAIRS = {
         lambda: made(ftx.tasks.classification(frozen_features(TABLE))),
         lambda: made(ftx.tasks.classification(frozen_features(TABLE.T.reshape(2, 3)))),
     ),
+    "the signs of a table in the model": (
+        lambda: made(ftx.tasks.classification(frozen_features(TABLE))),
+        lambda: made(ftx.tasks.classification(frozen_features(-TABLE))),
+    ),
+    "where a table has no end": (
+        lambda: made(ftx.tasks.classification(frozen_features(np.where(TABLE > 3, -np.inf, TABLE)))),
+        lambda: made(ftx.tasks.classification(frozen_features(np.where(TABLE > 4, -np.inf, TABLE)))),
+    ),
     "how parameters are drawn": (
         lambda: made(),
         lambda: made(ftx.tasks.classification(MODEL._replace(init=begin_elsewhere))),
